@@ -1,0 +1,1 @@
+//! Slot blocks: beat, Disk Paxos register, membership record, mailbox. (Filled in by the cluster work.)
