@@ -1,0 +1,1 @@
+//! Operation bodies, one file each.
