@@ -1,0 +1,250 @@
+//! Replay: cuts at every place, torn records, wrap-around, several parts, idempotence, versions, damage, proofs.
+#![allow(clippy::unwrap_used)] // a test may
+
+mod common;
+
+use common::*;
+use luna_format::BLOCK_U64;
+use luna_journal::{Fenced, Journal, JournalError, ReplayProof, inspect, plan};
+use luna_lun::memory::MemoryDisk;
+use luna_lun::recording::{Event, RecordingDisk};
+use luna_lun::{Disk, Durability};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const REGION: (u64, u64) = (16, 33);
+
+fn proof(incarnation: u64) -> ReplayProof {
+    ReplayProof::Fenced(Fenced::attest(3, incarnation, 9))
+}
+
+fn none(_: u64) -> bool {
+    false
+}
+
+/// A run of several records (small ring, so it wraps and moves its tail), with what was durable after each event.
+struct Run {
+    base: MemoryDisk,
+    events: Vec<Event>,
+    /// (events done, expected version of each block).
+    promised: Vec<(usize, BTreeMap<u64, u64>)>,
+}
+
+fn run(region: (u64, u64), steps: &[usize]) -> Run {
+    let base = Arc::new(MemoryDisk::new(DISK_BYTES));
+    Journal::format(&*base, VOLUME, region, 3).unwrap();
+    let start = base.snapshot();
+    let disk = Arc::new(RecordingDisk::new(base));
+    let dynamic: Arc<dyn Disk> = disk.clone();
+    let j = Journal::open(dynamic.clone(), VOLUME, region, 3, 1).unwrap();
+    let mut now = BTreeMap::new();
+    let mut promised = vec![(disk.events(), now.clone())];
+    let mut at_home: u64 = 0;
+    for (step, images) in steps.iter().enumerate() {
+        let v = step as u64 + 1;
+        let blocks: Vec<u64> = (0..*images as u64).map(|i| HOME + (i * 7 + v) % 400).collect();
+        while j.free_images() < blocks.len() as u64 {
+            // checkpoint: everything durable goes home, is flushed, is retired
+            for (b, v) in &now {
+                write(&*dynamic, &block(*b, *v), *b);
+            }
+            dynamic.flush().unwrap();
+            at_home += 1;
+            j.retire(j.durable());
+        }
+        let s = j.append(blocks.iter().map(|b| image(*b, v)).collect()).unwrap();
+        j.flush_to(s).unwrap();
+        for b in blocks {
+            now.insert(b, v);
+        }
+        promised.push((disk.events(), now.clone()));
+    }
+    assert!(at_home > 0 || steps.len() < 3, "the run must wrap");
+    Run { base: start, events: disk.take(), promised }
+}
+
+/// Replays and compares every promised block; a record may be there although it was not promised yet.
+fn check(disk: &MemoryDisk, region: (u64, u64), must: &BTreeMap<u64, u64>, may: &BTreeMap<u64, u64>, what: &str) {
+    let before = inspect(disk, VOLUME, region, 3).unwrap();
+    let p = plan(disk, VOLUME, region, 3, proof(1)).unwrap();
+    assert_eq!(p.gap(), None, "{what}: a cut is not damage");
+    p.apply(disk, &none).unwrap();
+    for (b, v) in must {
+        let found = version(disk, *b);
+        assert!(found >= *v && found <= may[b], "{what}: block {b} has version {found}, promised {v}, written {}", may[b]);
+        assert_eq!(read(disk, *b).0, block(*b, found).0);
+    }
+    // all or nothing: the blocks of the record in flight moved together
+    let newer: Vec<bool> = may.iter().filter(|(b, v)| must.get(b) != Some(v)).map(|(b, v)| version(disk, *b) == *v).collect();
+    assert!(newer.iter().all(|n| *n) || newer.iter().all(|n| !*n), "{what}: half a transaction");
+    let after = inspect(disk, VOLUME, region, 3).unwrap();
+    assert!(after.clean && after.tail >= before.tail && after.tail_sequence >= before.tail_sequence);
+    // twice equals once
+    let once = disk.snapshot();
+    plan(disk, VOLUME, region, 3, proof(1)).unwrap().apply(disk, &none).unwrap();
+    for b in may.keys() {
+        assert_eq!(read(disk, *b).0, read(&once, *b).0);
+    }
+}
+
+fn maps<'a>(r: &'a Run, done: usize) -> (&'a BTreeMap<u64, u64>, &'a BTreeMap<u64, u64>) {
+    let i = r.promised.iter().rposition(|(e, _)| *e <= done).unwrap_or(0);
+    (&r.promised[i].1, &r.promised[(i + 1).min(r.promised.len() - 1)].1)
+}
+
+#[test]
+fn cut_at_every_block_of_every_write() {
+    let r = run(REGION, &[3, 9, 5, 14, 7, 1, 12, 20, 6]);
+    let opened = r.promised[0].0;
+    for done in opened..=r.events.len() {
+        let disk = r.base.snapshot();
+        RecordingDisk::replay(&r.events[..done], &disk).unwrap();
+        let (must, may) = maps(&r, done);
+        check(&disk.snapshot(), REGION, must, may, &format!("after event {done}"));
+        let Some(Event::Write { offset, data, .. }) = r.events.get(done) else { continue };
+        // the next write torn: a prefix of 512-byte sectors, and one sector alone missing
+        let sectors = data.len() / 512;
+        for cut in 1..sectors {
+            let torn = disk.snapshot();
+            patch(&torn, *offset, data, |s| s < cut);
+            check(&torn, REGION, must, may, &format!("event {done}, {cut} sectors"));
+            if cut % 5 == 0 {
+                let holed = disk.snapshot();
+                patch(&holed, *offset, data, |s| s != cut);
+                check(&holed, REGION, must, may, &format!("event {done}, without sector {cut}"));
+            }
+        }
+    }
+}
+
+/// Writes the chosen sectors of `data`.
+fn patch(disk: &MemoryDisk, offset: u64, data: &[u8], take: impl Fn(usize) -> bool) {
+    let mut old = vec![0; data.len()];
+    disk.read_at(&mut old, offset).unwrap();
+    for (s, sector) in data.chunks(512).enumerate() {
+        if take(s) {
+            old[s * 512..s * 512 + sector.len()].copy_from_slice(sector);
+        }
+    }
+    disk.write_at(&old, offset, Durability::Plain).unwrap();
+}
+
+#[test]
+fn a_record_of_several_parts_and_requests_is_atomic() {
+    let region = (16, 700);
+    let r = run(region, &[300, 260, 300, 399]);
+    let last = r.events.len();
+    let Event::Write { offset, data, .. } = &r.events[last - 1] else { panic!("the last event is a write") };
+    let disk = r.base.snapshot();
+    RecordingDisk::replay(&r.events[..last - 1], &disk).unwrap();
+    let (must, may) = maps(&r, last - 1);
+    for block in (0..data.len() / 4096).step_by(13) {
+        let holed = disk.snapshot();
+        patch(&holed, *offset, data, |s| s / 8 != block);
+        check(&holed, region, must, may, &format!("without block {block}"));
+    }
+    let whole = r.base.snapshot();
+    RecordingDisk::replay(&r.events, &whole).unwrap();
+    let (must, may) = maps(&r, last);
+    check(&whole, region, must, may, "whole");
+}
+
+#[test]
+fn a_newer_home_is_left_alone_and_a_torn_one_is_rebuilt() {
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
+    let j = fresh(&disk, REGION);
+    let s = j.append((0..5).map(|i| image(HOME + i, 5)).collect()).unwrap();
+    j.flush_to(s).unwrap();
+    write(&*disk, &block(HOME, 4), HOME);
+    write(&*disk, &block(HOME + 1, 5), HOME + 1);
+    write(&*disk, &block(HOME + 2, 6), HOME + 2);
+    let mut torn = block(HOME + 3, 6);
+    torn.0[2048..].fill(0xee);
+    write(&*disk, &torn, HOME + 3);
+    let p = plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap();
+    let report = p.apply(&*disk, &|b| b == HOME + 4).unwrap();
+    assert_eq!((report.records, report.images, report.written, report.current), (1, 5, 2, 2));
+    assert_eq!((report.torn, report.skipped), (1, 1));
+    let versions: Vec<u64> = (0..5).map(|i| version(&*disk, HOME + i)).collect();
+    assert_eq!(versions, [5, 5, 6, 5, 0]);
+}
+
+#[test]
+fn an_interrupted_apply_is_simply_repeated() {
+    let base = Arc::new(MemoryDisk::new(DISK_BYTES));
+    let dynamic: Arc<dyn Disk> = base.clone();
+    let j = fresh(&dynamic, REGION);
+    let s = j.append((0..6).map(|i| image(HOME + i, 2)).collect()).unwrap();
+    j.flush_to(s).unwrap();
+    for n in 0..8 {
+        let copy = Arc::new(base.snapshot());
+        let failing = luna_lun::faulty::FaultyDisk::fail_after_writes(copy.clone(), n);
+        let p = plan(&failing, VOLUME, REGION, 3, proof(1)).unwrap();
+        assert!(p.apply(&failing, &none).is_err(), "{n}");
+        let p = plan(&*copy, VOLUME, REGION, 3, proof(1)).unwrap();
+        assert!(!p.is_clean());
+        p.apply(&*copy, &none).unwrap();
+        assert!((0..6).all(|i| version(&*copy, HOME + i) == 2));
+    }
+}
+
+#[test]
+fn the_next_incarnation_never_sees_the_old_records() {
+    let base = Arc::new(MemoryDisk::new(DISK_BYTES));
+    let dynamic: Arc<dyn Disk> = base.clone();
+    let j = fresh(&dynamic, REGION);
+    for v in 1..=4 {
+        let s = j.append(vec![image(HOME + v, 1)]).unwrap();
+        j.flush_to(s).unwrap();
+    }
+    drop(j);
+    plan(&*base, VOLUME, REGION, 3, proof(1)).unwrap().apply(&*base, &none).unwrap();
+    let h = inspect(&*base, VOLUME, REGION, 3).unwrap();
+    assert_eq!((h.clean, h.incarnation, h.tail, h.tail_sequence), (true, 2, 8, 6));
+    let j = Journal::open(dynamic.clone(), VOLUME, REGION, 3, 2).unwrap();
+    assert_eq!(plan(&*base, VOLUME, REGION, 3, proof(2)).unwrap().records(), 0);
+    let s = j.append(vec![image(HOME, 9)]).unwrap();
+    j.flush_to(s).unwrap();
+    let p = plan(&*base, VOLUME, REGION, 3, proof(2)).unwrap();
+    assert_eq!((p.records(), p.images().count()), (1, 1));
+}
+
+#[test]
+fn damage_before_a_whole_record_is_not_taken_for_the_end() {
+    let base = Arc::new(MemoryDisk::new(DISK_BYTES));
+    let dynamic: Arc<dyn Disk> = base.clone();
+    let j = fresh(&dynamic, REGION);
+    for v in 1..=4 {
+        let s = j.append(vec![image(HOME + v, 1)]).unwrap();
+        j.flush_to(s).unwrap();
+    }
+    // record 2 lies at positions 2 and 3; its image rots
+    base.write_at(&[0x55; 4096], (REGION.0 + 1 + 3) * BLOCK_U64, Durability::Plain).unwrap();
+    let mut p = plan(&*base, VOLUME, REGION, 3, proof(1)).unwrap();
+    assert_eq!(p.gap().map(|g| (g.missing, g.position, g.later)), Some((2, 2, 3)));
+    assert!(matches!(p.apply(&*base, &none), Err(JournalError::Damaged { missing: 2, later: 3, .. })));
+    assert!(!inspect(&*base, VOLUME, REGION, 3).unwrap().clean);
+    p.accept_gap();
+    p.apply(&*base, &none).unwrap();
+    assert_eq!((version(&*base, HOME + 1), version(&*base, HOME + 3)), (1, 0));
+}
+
+#[test]
+fn a_proof_must_cover_the_journal() {
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
+    Journal::format(&*disk, VOLUME, REGION, 3).unwrap();
+    let _j = Journal::open(disk.clone(), VOLUME, REGION, 3, 5).unwrap();
+    let p = |proof| plan(&*disk, VOLUME, REGION, 3, proof).map(drop);
+    assert!(matches!(p(proof(4)), Err(JournalError::Unproven { found: 5, .. })));
+    assert!(matches!(p(ReplayProof::Fenced(Fenced::attest(2, 9, 9))), Err(JournalError::Unproven { .. })));
+    assert!(p(proof(5)).is_ok() && p(proof(6)).is_ok() && p(ReplayProof::FirstMount).is_ok());
+}
+
+#[test]
+fn a_fence_of_a_host_that_never_opened_its_journal_still_closes_it() {
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
+    Journal::format(&*disk, VOLUME, REGION, 3).unwrap();
+    plan(&*disk, VOLUME, REGION, 3, proof(4)).unwrap().apply(&*disk, &none).unwrap();
+    assert!(matches!(Journal::open(disk.clone(), VOLUME, REGION, 3, 4), Err(JournalError::NotOwner { found: 5, .. })));
+    Journal::open(disk, VOLUME, REGION, 3, 5).unwrap();
+}
