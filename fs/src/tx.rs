@@ -88,14 +88,14 @@ impl<'a> Tx<'a> {
     /// Demands a right; stops the body when it is not there.
     pub fn need(&self, name: Name, mode: Mode) -> Step<()> {
         match self.rights.get(&name) {
-            Some(held) if luna_dlm::covers(*held, mode) => Ok(()),
+            Some(held) if held.covers(mode) => Ok(()),
             _ => Err(Stop::Lock(name, mode)),
         }
     }
 
     /// Whether the right is there, without stopping.
     pub fn has(&self, name: &Name, mode: Mode) -> bool {
-        self.rights.get(name).is_some_and(|held| luna_dlm::covers(*held, mode))
+        self.rights.get(name).is_some_and(|held| held.covers(mode))
     }
 
     /// Reads a metadata block.

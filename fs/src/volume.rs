@@ -216,7 +216,7 @@ impl Volume {
     /// Takes all of `needs`, in order. `false` when that would wait and must not.
     fn take(&self, needs: &Needs, held: &mut Held, wait: Wait) -> Result<bool, FsError> {
         for (name, mode) in needs {
-            if held.get(name).is_some_and(|(m, _)| luna_dlm::covers(*m, *mode)) {
+            if held.get(name).is_some_and(|(m, _)| m.covers(*mode)) {
                 continue;
             }
             // whoever waits holds nothing that sorts after what it waits for
@@ -337,8 +337,8 @@ impl Volume {
 /// Notes a need a body stopped for; what is held in a weaker mode or sorts later is given back first.
 fn learn(needs: &mut Needs, held: &mut Held, name: Name, mode: Mode) {
     let joined = match needs.get(&name) {
-        Some(old) if luna_dlm::covers(*old, mode) => *old,
-        Some(old) if luna_dlm::covers(mode, *old) => mode,
+        Some(old) if old.covers(mode) => *old,
+        Some(old) if mode.covers(*old) => mode,
         Some(_) => Mode::Ex,
         None => mode,
     };
