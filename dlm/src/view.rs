@@ -36,7 +36,7 @@ impl DeadHost {
 }
 
 /// The members of one epoch. Give the lock manager a new view only when the members change: every view rebuilds all masters.
-/// A recovery alone is an `Input::Recovered`.
+/// A recovery alone is an [`Input::Recovered`](crate::Input::Recovered).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct View {
     /// The number of the view; only ever grows.
