@@ -26,8 +26,11 @@ mod aligned;
 pub mod faulty;
 pub mod file;
 pub mod memory;
+mod nbd;
 pub mod recording;
+pub mod serve;
 mod spec;
+mod stream;
 
 pub use aligned::AlignedBuf;
 pub use spec::LunSpec;
@@ -264,7 +267,7 @@ impl std::fmt::Debug for OpenOptions {
 pub fn open(spec: &LunSpec, options: &OpenOptions) -> Result<Lun> {
     match spec {
         LunSpec::Path(path) => Ok(Lun::inline(Arc::new(file::FileDisk::open(path, options)?))),
-        LunSpec::Nbd { .. } | LunSpec::NbdUnix { .. } => Err(LunError::Refused(format!("{spec}: NBD is not in this build yet"))),
+        LunSpec::Nbd { .. } | LunSpec::NbdUnix { .. } => nbd::open(spec, options),
         LunSpec::Iscsi { .. } => Err(LunError::Refused(format!(
             "{spec}: iSCSI is not in this build yet; log in with iscsiadm and give the block device (/dev/disk/by-id/...) instead"
         ))),
