@@ -19,8 +19,8 @@ mod name;
 pub mod posix;
 mod view;
 
-pub use cache::{CacheCounters, CacheDump, Handle, Hold, Hooks, LockCache, LockError, NoHooks, Requester};
 pub use self::core::{Core, Counters, Dump, Input, Output};
+pub use cache::{CacheCounters, CacheDump, Handle, Hold, Hooks, LockCache, LockError, NoHooks, Requester};
 pub use mode::{Mode, ModeSet};
 pub use msg::{Body, History, Hole, Msg, Record};
 pub use name::{Name, ValueBlock, merge};

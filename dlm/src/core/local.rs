@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Core, Output};
+use super::{Core, Mutant, Output};
 use crate::mode::Mode;
 use crate::msg::{Body, Record};
 use crate::name::{Name, ValueBlock, merge};
@@ -96,11 +96,12 @@ impl Core {
 
     pub(super) fn local_release(&mut self, name: Name, from: Mode, to: Mode, value: Option<ValueBlock>, out: &mut Vec<Output>) {
         self.counters.releases += 1;
+        let blind = self.mutant(Mutant::BelievesCrossedReleases);
         if let Some(mine) = self.local.holds.get_mut(&name) {
             if let Some(value) = &value {
                 merge(&mut mine.value, value);
             }
-            if mine.granted == from && from.covers(to) {
+            if (mine.granted == from || blind) && from.covers(to) {
                 mine.granted = to;
             } else {
                 self.counters.crossed += 1;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Core, Output};
+use super::{Core, Mutant, Output};
 use crate::mode::{Mode, ModeSet};
 use crate::msg::Body;
 use crate::name::{Name, ValueBlock, merge};
@@ -116,6 +116,8 @@ impl Resource {
 pub(super) struct Master {
     /// Every member's marker of this epoch arrived.
     pub(super) open: bool,
+    /// Every member is open, so everybody's requests have arrived and a name that nobody holds or wants may be forgotten.
+    pub(super) settled: bool,
     pub(super) resources: BTreeMap<Name, Resource>,
     pub(super) posix: Server,
     /// Byte-range operations that wait for the rebuild or a recovery.
@@ -125,6 +127,12 @@ pub(super) struct Master {
 }
 
 impl Master {
+    /// Every member is open.
+    pub(super) fn settle(&mut self) {
+        self.settled = true;
+        self.resources.retain(|_, resource| !resource.is_nothing());
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &Name> {
         self.resources.keys()
     }
@@ -171,12 +179,13 @@ impl Core {
 
     pub(super) fn master_release(&mut self, from: u16, name: Name, change: (Mode, Mode), value: Option<ValueBlock>, out: &mut Vec<Output>) {
         self.touched.insert(name);
+        let blind = self.mutant(Mutant::BelievesCrossedReleases);
         let Some(resource) = self.master.resources.get_mut(&name) else { return };
         if let Some(value) = &value {
             merge(&mut resource.value, value);
         }
         let (was, to) = change;
-        if resource.held_by(from) != was || !was.covers(to) {
+        if (resource.held_by(from) != was && !blind) || !was.covers(to) {
             self.counters.crossed += 1;
             return;
         }
@@ -228,7 +237,9 @@ impl Core {
     fn ask_down(&mut self, name: Name, first: Option<usize>, out: &mut Vec<Output>) {
         let Some(resource) = self.master.resources.get_mut(&name) else { return };
         if resource.is_nothing() {
-            self.master.resources.remove(&name);
+            if self.master.settled {
+                self.master.resources.remove(&name);
+            }
             return;
         }
         let waits = first.unwrap_or(resource.queue.len());
@@ -248,6 +259,9 @@ impl Core {
     }
 
     fn posix_frozen(&self, name: &Name) -> bool {
+        if self.mutant(Mutant::ForgetsTheDead) {
+            return false;
+        }
         let Some(view) = &self.view else { return true };
         let known = self.master.posix_dead.get(name);
         view.dead.iter().any(|dead| known.is_some_and(|known| known.contains(&dead.member())) || self.unknown(dead, name))

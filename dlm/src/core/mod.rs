@@ -179,9 +179,33 @@ pub struct Core {
     early: BTreeMap<u16, VecDeque<Msg>>,
     touched: BTreeSet<Name>,
     counters: Counters,
+    #[cfg(test)]
+    mutant: Option<Mutant>,
+}
+
+/// A rule taken away, so that the tests can show that they would notice. Outside tests no rule can be taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mutant {
+    GrantsBeforeAllMarkers,
+    ForgetsTheDead,
+    ForgetsWhatItKnew,
+    TrustsDeadMasters,
+    NotesNoHoles,
+    BelievesCrossedReleases,
 }
 
 impl Core {
+    #[cfg(test)]
+    fn mutant(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "the test build looks at it")]
+    const fn mutant(&self, _: Mutant) -> bool {
+        false
+    }
+
     /// A core that waits for its first view.
     #[must_use]
     pub fn new(me: Member) -> Self {
@@ -199,6 +223,8 @@ impl Core {
             early: BTreeMap::new(),
             touched: BTreeSet::new(),
             counters: Counters::default(),
+            #[cfg(test)]
+            mutant: None,
         }
     }
 

@@ -24,7 +24,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::master::Resource;
-use super::{Core, Output};
+use super::{Core, Mutant, Output};
 use crate::mode::ModeSet;
 use crate::msg::{Body, History, Hole, Record};
 use crate::name::{Name, ValueBlock, merge};
@@ -111,7 +111,12 @@ impl Core {
         self.inbox.clear();
         if let Some(before) = self.view.take() {
             self.set_aside(&before);
-            self.rebuild.note_lost(&before, &view);
+            if self.mutant(Mutant::ForgetsWhatItKnew) {
+                self.rebuild.old.clear();
+            }
+            if !self.mutant(Mutant::NotesNoHoles) {
+                self.rebuild.note_lost(&before, &view);
+            }
         }
         self.rebuild.keep(&view, true);
         self.rebuild.markers.clear();
@@ -228,6 +233,9 @@ impl Core {
     }
 
     fn markers_complete(&self) -> bool {
+        if self.mutant(Mutant::GrantsBeforeAllMarkers) {
+            return true;
+        }
         self.view.as_ref().is_some_and(|view| view.members.iter().all(|m| self.rebuild.markers.contains_key(&m.slot)))
     }
 
@@ -277,6 +285,7 @@ impl Core {
         if view.members.iter().all(|m| self.rebuild.ready.contains(&m.slot)) {
             self.rebuild.recent = Some(vec![view.members.clone()]);
             self.rebuild.keep(view, false);
+            self.master.settle();
         }
     }
 
@@ -284,7 +293,7 @@ impl Core {
     pub(super) fn unknown(&self, dead: &DeadHost, name: &Name) -> bool {
         let alive = |member: Member| self.view.as_ref().is_some_and(|view| view.members.contains(&member));
         if !master_of(name, &dead.last_view).is_some_and(alive) {
-            return true;
+            return !self.mutant(Mutant::TrustsDeadMasters);
         }
         self.rebuild.holes.get(&dead.member()).into_iter().flatten().any(|hole| match hole {
             Hole::Everything => true,
@@ -294,7 +303,7 @@ impl Core {
 
     /// What each dead host may hold of the name, given what was reported and what the living hold.
     pub(super) fn may_hold(&self, name: &Name, resource: &Resource) -> BTreeMap<Member, ModeSet> {
-        let Some(view) = &self.view else { return BTreeMap::new() };
+        let Some(view) = self.view.as_ref().filter(|_| !self.mutant(Mutant::ForgetsTheDead)) else { return BTreeMap::new() };
         let together = resource.granted.values().fold(ModeSet::WRITING, |modes, held| modes.intersect(ModeSet::compatible_with(*held)));
         let of = |dead: &DeadHost| {
             let reported = resource.dead.get(&dead.member()).copied().unwrap_or_default();
