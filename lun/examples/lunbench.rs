@@ -132,6 +132,5 @@ fn main() {
         let _ = child.kill();
         let _ = child.wait();
     }
-    line("file", &LunSpec::Path(file.into()));
     let _ = std::fs::remove_dir_all(dir);
 }
