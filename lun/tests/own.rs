@@ -1,4 +1,5 @@
 //! The NBD client against our own server: bytes, holes, flushes, depth, restarts under load, fences, garbage.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};

@@ -401,13 +401,13 @@ impl Inner {
         if depth <= SPIN_DEPTH && self.spin(held) {
             return;
         }
-        if let ([conn], Some(Some(_))) = (self.connections.as_slice(), held.first()) {
-            if conn.unsent.load(Ordering::SeqCst) == 0 {
-                if !self.round(held, true) {
-                    self.silence(held);
-                }
-                return;
+        if let ([conn], Some(Some(_))) = (self.connections.as_slice(), held.first())
+            && conn.unsent.load(Ordering::SeqCst) == 0
+        {
+            if !self.round(held, true) {
+                self.silence(held);
             }
+            return;
         }
         let streams: Vec<(Arc<Stream>, bool)> = (self.connections.iter().zip(held.iter()))
             .filter_map(|(conn, slot)| slot.as_ref().map(|side| (Arc::clone(&side.stream), conn.unsent.load(Ordering::SeqCst) > 0)))

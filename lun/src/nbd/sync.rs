@@ -353,4 +353,4 @@ impl Disk for NbdDisk {
     }
 }
 
-const _: () = assert!(wire::MAX_REQUEST as u64 % BLOCK_BYTES == 0);
+const _: () = assert!((wire::MAX_REQUEST as u64).is_multiple_of(BLOCK_BYTES));

@@ -212,9 +212,8 @@ impl Connection<'_> {
         let result = match request.command {
             cmd::WRITE => self.write(&self.input.bytes()[payload], request.offset, forced),
             cmd::FLUSH => sync(self.shared),
-            cmd::TRIM => ignore_unsupported(punch(&self.shared.file, request.offset, request.len.into())).and_then(|()| {
-                if forced { sync(self.shared) } else { Ok(()) }
-            }),
+            cmd::TRIM => ignore_unsupported(punch(&self.shared.file, request.offset, request.len.into()))
+                .and_then(|()| if forced { sync(self.shared) } else { Ok(()) }),
             _ => self.zero(request).and_then(|()| if forced { sync(self.shared) } else { Ok(()) }),
         };
         let error = match result {

@@ -208,4 +208,3 @@ impl Greeting<'_> {
         stream.write_all(buf)
     }
 }
-
