@@ -1,0 +1,62 @@
+# Luna's commands. `make demo` and `make test` do all their set-up on a fresh Debian machine as root.
+#
+#   make demo     the whole story on this machine: one LUN, three hosts, a virtual machine that moves
+#   make test     everything CI runs: lints, unit tests, simulator, real mounts, documentation
+#   make bench    numbers beside the bare LUN and the bare FUSE door
+#   make lint     format, clippy, docs; make fix repairs what can be repaired by a machine
+SHELL := /bin/bash
+export PATH := $(PATH):$(HOME)/.cargo/bin
+.PHONY: demo test bench soak lint fix build deny setup-% install
+
+setup-%:
+	@tests/setup.sh $*
+
+build: setup-build
+	cargo build -p luna
+
+demo: setup-demo
+	cargo build --release -p luna
+	./target/release/luna demo $(DEMO)
+
+lint: setup-build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fix: setup-build
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+# Tests of real processes find the binary through LUNA_BIN.
+test: setup-test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo build --locked -p luna
+	LUNA_BIN=$(CURDIR)/target/debug/luna cargo nextest run --workspace --locked --no-fail-fast
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked -q
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: skipped (make deny installs it)"; fi
+
+# Advisories, licences, sources. Building the tool takes minutes, so it is a target of its own.
+deny: setup-build
+	cargo deny --version >/dev/null 2>&1 || cargo install cargo-deny --locked
+	cargo deny check
+
+bench: setup-bench
+	cargo build --release -p luna -p luna-bench
+	LUNA_BIN=$(CURDIR)/target/release/luna cargo run --release -q -p luna-bench
+
+# The tests of real processes again and again, until one fails or ROUNDS are done.
+ROUNDS ?= 20
+soak: setup-test
+	cargo build --locked -p luna
+	for i in $$(seq $(ROUNDS)); do echo "round $$i"; LUNA_BIN=$(CURDIR)/target/debug/luna cargo nextest run -p luna-tests --locked || exit 1; done
+
+# Puts the binary, its helper links for mount(8), mkfs(8) and fsck(8), and the man pages below PREFIX.
+PREFIX ?= /usr/local
+install: setup-build
+	cargo build --release --locked -p luna
+	install -D target/release/luna $(DESTDIR)$(PREFIX)/sbin/luna
+	for name in mkfs.luna fsck.luna mount.luna; do ln -sf luna $(DESTDIR)$(PREFIX)/sbin/$$name; done
+	install -d $(DESTDIR)/sbin
+	if [ -z "$(DESTDIR)" ]; then for name in mkfs.luna fsck.luna mount.luna; do ln -sf $(PREFIX)/sbin/luna /sbin/$$name; done; fi
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	target/release/luna man $(DESTDIR)$(PREFIX)/share/man/man8

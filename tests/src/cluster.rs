@@ -1,0 +1,272 @@
+//! A LUN, a server, and mounted hosts.
+
+use crate::{
+    Kind, Output, Result, Server, luna_bin,
+    proc::{finish, luna, tool},
+    wait_until,
+};
+use anyhow::{Context, ensure};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// What a cluster is made with.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Size of the LUN.
+    pub bytes: u64,
+    /// Who serves it.
+    pub kind: Kind,
+    /// How many hosts are mounted at once.
+    pub hosts: usize,
+    /// `--slots` of mkfs.
+    pub slots: u32,
+    /// `-o` of every mount.
+    pub options: &'static str,
+    /// Network namespaces the hosts live in, by host; empty for none.
+    pub namespaces: Vec<String>,
+    /// `--listen` of every mount, with the host's number for `{}`.
+    pub listen: &'static str,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { bytes: 16 << 30, kind: Kind::Luna, hosts: 3, slots: 8, options: "", namespaces: Vec::new(), listen: "127.0.0.1:0" }
+    }
+}
+
+/// One host of a cluster.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// `host-a` and so on.
+    pub name: String,
+    /// The mount point.
+    pub dir: PathBuf,
+    number: usize,
+}
+
+impl Host {
+    /// A path below the mount.
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.dir.join(below)
+    }
+}
+
+/// All of it; torn down when dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Where everything lies.
+    pub dir: PathBuf,
+    /// The server; `None` while it is away.
+    pub server: Option<Server>,
+    /// The hosts, mounted or not.
+    pub hosts: Vec<Host>,
+    setup: Setup,
+    good: bool,
+}
+
+impl Cluster {
+    /// A cluster of three hosts with everything by default.
+    pub fn new(name: &str) -> Result<Self> {
+        Self::with(name, Setup::default())
+    }
+
+    /// A cluster, made and mounted.
+    pub fn with(name: &str, setup: Setup) -> Result<Self> {
+        let mut cluster = Self::unmade(name, setup)?;
+        cluster.mkfs()?;
+        for n in 0..cluster.setup.hosts {
+            cluster.add_host()?;
+            cluster.mount(n)?;
+        }
+        Ok(cluster)
+    }
+
+    /// A served LUN with nothing on it and no hosts.
+    pub fn unmade(name: &str, setup: Setup) -> Result<Self> {
+        // short: a unix socket's path has room for 107 bytes
+        let dir = std::env::temp_dir().join(format!("lt-{}-{}-{name}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir_all(&dir)?;
+        let mut cluster = Self { server: None, hosts: Vec::new(), setup, good: false, dir };
+        File::create(cluster.lun_file())?.set_len(cluster.setup.bytes)?;
+        cluster.start_server()?;
+        Ok(cluster)
+    }
+
+    /// The file behind the LUN.
+    pub fn lun_file(&self) -> PathBuf {
+        self.dir.join("lun.img")
+    }
+
+    /// The LUN's address.
+    pub fn lun(&self) -> String {
+        self.server.as_ref().map_or_else(String::new, |s| s.lun.clone())
+    }
+
+    /// Starts the server (again).
+    pub fn start_server(&mut self) -> Result {
+        let server = Server::start(self.setup.kind, &self.lun_file(), &self.dir.join("lun.sock"), &self.dir.join("serve.log"))?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// Runs `luna` with `args`.
+    pub fn luna<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Result<Output> {
+        luna(args)
+    }
+
+    /// Makes the file system.
+    pub fn mkfs(&self) -> Result {
+        let slots = self.setup.slots.to_string();
+        luna(&["mkfs", &self.lun(), "--slots", &slots, "--label", "test", "--yes"])?.ok("mkfs").map(drop)
+    }
+
+    /// One more host, not mounted yet; its number.
+    pub fn add_host(&mut self) -> Result<usize> {
+        let number = self.hosts.len();
+        let name = format!("host-{}", char::from(b'a' + number as u8));
+        let dir = self.dir.join(format!("m{number}"));
+        fs::create_dir(&dir)?;
+        self.hosts.push(Host { name, dir, number });
+        Ok(number)
+    }
+
+    /// The mount command of host `n`, to be run or changed.
+    pub fn mount_command(&self, n: usize, name: &str) -> Command {
+        let host = &self.hosts[n];
+        let mut command = match self.setup.namespaces.get(host.number) {
+            Some(namespace) => {
+                let mut c = Command::new("nsenter");
+                // not `ip netns exec`: that would hide the mount in a mount namespace of its own
+                c.arg(format!("--net=/run/netns/{namespace}")).arg(luna_bin());
+                c
+            }
+            None => Command::new(luna_bin()),
+        };
+        let listen = self.setup.listen.replace("{}", &(n + 1).to_string());
+        command.arg("mount").arg(self.lun()).arg(&host.dir).args(["--name", name, "--listen", &listen]);
+        command.arg("--log").arg(self.dir.join(format!("{}.log", host.name)));
+        if !self.setup.options.is_empty() {
+            command.args(["-o", self.setup.options]);
+        }
+        command
+    }
+
+    /// Mounts host `n`; what the command did.
+    pub fn try_mount(&self, n: usize) -> Result<Output> {
+        let command = self.mount_command(n, &self.hosts[n].name);
+        finish(command, "luna mount")
+    }
+
+    /// Mounts host `n`.
+    pub fn mount(&self, n: usize) -> Result {
+        self.try_mount(n)?.ok(&format!("mounting {}", self.hosts[n].name)).map(drop)
+    }
+
+    /// Unmounts host `n` and waits until it has left.
+    pub fn umount(&self, n: usize) -> Result {
+        let dir = self.hosts[n].dir.display().to_string();
+        luna(&["umount", &dir])?.ok("umount").map(drop)
+    }
+
+    /// Unmounts every mounted host.
+    pub fn umount_all(&self) -> Result {
+        (0..self.hosts.len()).filter(|n| self.is_mounted(*n)).try_for_each(|n| self.umount(n))
+    }
+
+    /// Whether host `n` is mounted.
+    pub fn is_mounted(&self, n: usize) -> bool {
+        is_mounted(&self.hosts[n].dir)
+    }
+
+    /// A path below the mount of host `n`.
+    pub fn path(&self, n: usize, below: impl AsRef<Path>) -> PathBuf {
+        self.hosts[n].path(below)
+    }
+
+    /// `luna status --json` of host `n`.
+    pub fn status(&self, n: usize) -> Result<serde_json::Value> {
+        let dir = self.hosts[n].dir.display().to_string();
+        let out = luna(&["status", &dir, "--json"])?.ok("status")?;
+        serde_json::from_str(&out.out).with_context(|| format!("status is no JSON: {}", out.out))
+    }
+
+    /// The process number of host `n`'s daemon.
+    pub fn daemon_pid(&self, n: usize) -> Result<i32> {
+        let dir = self.hosts[n].dir.display().to_string();
+        let out = tool("pgrep", &["-f", "--", &format!("mount --daemon .* {dir}( |$)")])?;
+        out.lines().next().and_then(|l| l.trim().parse().ok()).with_context(|| format!("no daemon for {dir}"))
+    }
+
+    /// Unmounts everything, checks the file system and lets go of it all. Every test ends with it.
+    pub fn finish(mut self) -> Result {
+        self.umount_all()?;
+        self.fsck()?;
+        self.good = true;
+        Ok(())
+    }
+
+    /// Ends a test that leaves nothing worth checking.
+    pub fn discard(mut self) {
+        self.good = true;
+    }
+
+    /// `fsck -n` must find nothing.
+    pub fn fsck(&self) -> Result {
+        let out = luna(&["fsck", "-n", &self.lun()])?;
+        ensure!(out.code == 0, "fsck -n ended with {}: {}{}", out.code, out.out, out.err);
+        Ok(())
+    }
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let want = dir.display().to_string();
+    table.lines().any(|l| l.split(' ').nth(4) == Some(&want))
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let keep = !self.good || std::env::var_os("LUNA_TEST_KEEP").is_some();
+        for n in 0..self.hosts.len() {
+            if !self.is_mounted(n) {
+                continue;
+            }
+            let pid = self.daemon_pid(n);
+            let _ = tool("umount", &["-l", &self.hosts[n].dir.display().to_string()]);
+            if let Ok(pid) = pid {
+                // it may be waiting for a target that is away
+                let gone = || !Path::new(&format!("/proc/{pid}")).exists();
+                if wait_until("daemon", Duration::from_secs(5), gone).is_err()
+                    && let Some(pid) = rustix::process::Pid::from_raw(pid)
+                {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+        }
+        self.server = None;
+        if keep {
+            eprintln!("kept: {}", self.dir.display());
+            for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.ends_with(".log") {
+                    let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                    let lines: Vec<&str> = text.lines().collect();
+                    eprintln!("--- {name}, last lines\n{}", lines[lines.len().saturating_sub(15)..].join("\n"));
+                }
+            }
+            // the LUN may be large
+            if std::env::var_os("LUNA_TEST_KEEP").is_none() {
+                let _ = fs::remove_file(self.lun_file());
+            }
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}

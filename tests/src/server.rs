@@ -1,0 +1,98 @@
+//! The targets: `luna serve`, `qemu-nbd` and `nbdkit`, each over the same file on a unix socket.
+
+use crate::{Result, luna_bin, wait_until};
+use anyhow::Context;
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    os::unix::{net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// Which program serves the LUN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `luna serve`.
+    Luna,
+    /// `qemu-nbd --shared=0`.
+    QemuNbd,
+    /// `nbdkit file`.
+    Nbdkit,
+    /// `nbdkit` that takes one connection at a time and so does not announce multi-connection coherence.
+    NbdkitSingle,
+    /// `luna serve --read-only`.
+    LunaReadOnly,
+}
+
+/// A serving process; killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    socket: PathBuf,
+    /// The LUN's address.
+    pub lun: String,
+}
+
+impl Server {
+    /// Serves `file` on `socket`.
+    pub fn start(kind: Kind, file: &Path, socket: &Path, log: &Path) -> Result<Self> {
+        let _ = std::fs::remove_file(socket);
+        let (mut command, export) = match kind {
+            Kind::Luna | Kind::LunaReadOnly => {
+                let mut c = Command::new(luna_bin());
+                c.arg("serve").arg(file).arg("--socket").arg(socket).args(["--export", "lun"]);
+                if kind == Kind::LunaReadOnly {
+                    c.arg("--read-only");
+                }
+                (c, "lun")
+            }
+            Kind::QemuNbd => {
+                let mut c = Command::new("qemu-nbd");
+                c.args(["--format=raw", "--cache=none", "--discard=unmap", "--shared=0", "--persistent", "--export-name=lun"]);
+                c.arg(format!("--socket={}", socket.display())).arg(file);
+                (c, "lun")
+            }
+            Kind::Nbdkit | Kind::NbdkitSingle => {
+                let mut c = Command::new("nbdkit");
+                c.args(["--foreground", "--exit-with-parent", "--threads=16", "--unix"]).arg(socket);
+                if kind == Kind::NbdkitSingle {
+                    c.arg("--filter=multi-conn");
+                }
+                c.arg("file").arg(format!("file={}", file.display()));
+                if kind == Kind::NbdkitSingle {
+                    c.arg("multi-conn-mode=disable");
+                }
+                (c, "")
+            }
+        };
+        let log = File::options().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stderr(log).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().with_context(|| format!("cannot start {kind:?}"))?;
+        let said = child.stdout.take();
+        if matches!(kind, Kind::Luna | Kind::LunaReadOnly)
+            && let Some(out) = said
+        {
+            let mut line = String::new();
+            BufReader::new(out).read_line(&mut line)?;
+        }
+        let lun = format!("nbd+unix:///{export}?socket={}", socket.display());
+        let server = Self { child, socket: socket.into(), lun };
+        wait_until("the server's socket", Duration::from_secs(20), || UnixStream::connect(socket).is_ok())?;
+        Ok(server)
+    }
+
+    /// Kills it, as a power cut of the target would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
