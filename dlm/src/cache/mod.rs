@@ -65,6 +65,9 @@ pub trait Requester: Send + Sync {
     fn busy(&self, name: Name, wanted: Mode);
     /// A come-down hook failed and the cache withdrew itself: this host must stop using the volume.
     fn failed(&self, reason: &str);
+    /// Work off what was enqueued, here and now if possible: called without any lock after the calls above, so that a name
+    /// mastered on this host is granted without a thread hop. May call back into the cache.
+    fn kick(&self) {}
 }
 
 /// What the owner of cached data does when rights come and go.
@@ -514,6 +517,9 @@ impl LockCache {
             }
         }
         deliver(entry, wakes);
+        if let Some(requester) = &self.requester {
+            requester.kick();
+        }
     }
 
     fn settle(&self, entry: &Entry, slow: MutexGuard<'_, Slow>, from: Mode, to: Mode, value: &ValueBlock) {

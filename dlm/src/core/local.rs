@@ -9,7 +9,7 @@ use super::{Core, Mutant, Output};
 use crate::mode::Mode;
 use crate::msg::{Body, Record};
 use crate::name::{Name, ValueBlock, merge};
-use crate::posix::{Op, PosixError, PosixResult, Server, Space};
+use crate::posix::{Op, PosixResult, Server, Space};
 
 /// What this host has and wants of one name.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,7 +91,7 @@ impl Core {
         let asked = mine.request.map_or(mode, |(before, _)| before.join(mode));
         mine.request = Some((asked, noqueue));
         let mode = asked.join(mine.granted);
-        self.to_master(name, Body::Lock { name, mode, noqueue }, out);
+        self.ask_master(name, Body::Lock { name, mode, noqueue }, out);
     }
 
     pub(super) fn local_release(&mut self, name: Name, from: Mode, to: Mode, value: Option<ValueBlock>, out: &mut Vec<Output>) {
@@ -109,7 +109,7 @@ impl Core {
         }
         self.tidy(&name);
         // The master compares `from` too, so a crossed release leaves only its value there.
-        self.to_master(name, Body::Release { name, from, to, value }, out);
+        self.ask_master(name, Body::Release { name, from, to, value }, out);
     }
 
     pub(super) fn local_grant(&mut self, name: Name, mode: Mode, value: ValueBlock, out: &mut Vec<Output>) {
@@ -144,28 +144,31 @@ impl Core {
 
     pub(super) fn local_posix(&mut self, token: u64, name: Name, op: Op, out: &mut Vec<Output>) {
         self.counters.posix += 1;
+        // Given up when asked, not when answered: the answer may be lost with a view in which somebody else got the range.
+        match op {
+            Op::Unset { space, owner, start, end } => self.local.posix_mine.forget(name, space, owner, start, end),
+            // Waiting for an flock lets go of the old one.
+            Op::Set { lock, wait: true } if lock.space == Space::Flock => {
+                self.local.posix_mine.forget(name, lock.space, lock.owner, lock.start, lock.end);
+            }
+            Op::Set { .. } | Op::Get(_) => {}
+        }
         self.local.posix_open.insert(token, OpenOp { name, op, cancelled: false });
-        self.to_master(name, Body::Posix { token, name, op }, out);
+        self.ask_master(name, Body::Posix { token, name, op }, out);
     }
 
     pub(super) fn local_posix_cancel(&mut self, token: u64, out: &mut Vec<Output>) {
         if let Some(open) = self.local.posix_open.get_mut(&token) {
             open.cancelled = true;
             let name = open.name;
-            self.to_master(name, Body::PosixCancel { token, name }, out);
+            self.ask_master(name, Body::PosixCancel { token, name }, out);
         }
     }
 
     pub(super) fn local_posix_done(&mut self, token: u64, result: PosixResult, out: &mut Vec<Output>) {
         let Some(OpenOp { name, op, .. }) = self.local.posix_open.remove(&token) else { return };
-        match (op, result) {
-            (Op::Set { lock, .. }, Ok(_)) => self.local.posix_mine.adopt(name, lock),
-            // Waiting for an flock let go of the old one.
-            (Op::Set { lock, .. }, Err(PosixError::Interrupted)) if lock.space == Space::Flock => {
-                self.local.posix_mine.forget(name, lock.space, lock.owner, lock.start, lock.end);
-            }
-            (Op::Unset { space, owner, start, end }, Ok(_)) => self.local.posix_mine.forget(name, space, owner, start, end),
-            _ => {}
+        if let (Op::Set { lock, .. }, Ok(_)) = (op, result) {
+            self.local.posix_mine.adopt(name, lock);
         }
         out.push(Output::PosixDone { token, result });
     }

@@ -12,6 +12,9 @@ use crate::name::{Name, ValueBlock, merge};
 use crate::posix::{Key, Op, PosixError, PosixResult, Server};
 use crate::view::Member;
 
+/// Hosts and modes.
+type Slots = Vec<(u16, Mode)>;
+
 /// One waiting request.
 #[derive(Clone, Debug)]
 struct Request {
@@ -142,7 +145,7 @@ impl Master {
         if self.open { resource.broken_with_dead() } else { resource.broken() }
     }
 
-    pub(super) fn dump(&self, name: &Name) -> (Vec<(u16, Mode)>, Vec<(u16, Mode)>, Vec<Member>) {
+    pub(super) fn dump(&self, name: &Name) -> (Slots, Slots, Vec<Member>) {
         self.resources.get(name).map_or_else(Default::default, |resource| {
             let holders = resource.granted.iter().map(|(slot, mode)| (*slot, *mode)).collect();
             let waiters = resource.queue.iter().map(|request| (request.slot, request.mode)).collect();

@@ -240,7 +240,7 @@ impl Core {
         match input {
             Input::Lock { name, mode, noqueue } => self.local_lock(name, mode, noqueue, out),
             Input::Release { name, from, to, value } => self.local_release(name, from, to, value, out),
-            Input::Busy { name, wanted } => self.to_master(name, Body::Busy { name, wanted }, out),
+            Input::Busy { name, wanted } => self.ask_master(name, Body::Busy { name, wanted }, out),
             Input::Message { from, msg } => self.receive(from, msg, out),
             Input::View(view) => self.enter(view, out),
             Input::Recovered(member) => self.thaw(member, out),
@@ -305,7 +305,7 @@ impl Core {
     }
 
     /// Sends to the master; before the first view nothing is sent, because entering a view sends everything anyway.
-    fn to_master(&mut self, name: Name, body: Body, out: &mut Vec<Output>) {
+    fn ask_master(&mut self, name: Name, body: Body, out: &mut Vec<Output>) {
         if let Some(master) = self.master(&name) {
             self.send(master.slot, body, out);
         }

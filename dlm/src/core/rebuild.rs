@@ -11,9 +11,9 @@
 //! *unknown*; in both cases only those that get along with what the living hold of n, because they held it together. A dead CR
 //! or PR is dropped. Facts are never too small: a master writes a grant down before it sends it. d is unknown for n if
 //! - (A) the master of n in d's last view is not alive (same incarnation), or
-//! - (B) since the last view that was complete everywhere, in some view n was mastered by somebody who is gone now and was there
-//!   when d was already dead or died with d. Survivors note these *holes* when somebody vanishes and tell them in their markers,
-//!   so a newcomer knows them too. When nobody who sends a marker has been in a complete view, d may hold anything.
+//! - (B) in some view since the last that was complete everywhere, n was mastered by somebody who is gone now. Survivors note
+//!   these *holes* at every change and tell them in their markers, so a newcomer knows them too. When nobody who sends a marker
+//!   has been in a complete view, d may hold anything.
 //!
 //! Why it is enough: let E be the last view in which n's master g was open while d lived or was dead; g then knew what d holds. If
 //! g lives it kept that in `old`, for it drops it only after a later view was complete everywhere. If g is gone, E is in the
@@ -59,9 +59,11 @@ impl Rebuild {
         History { recent: self.recent.clone(), holes }
     }
 
-    /// Notes what was lost with those who were in `before` and are not in `view`.
-    fn note_lost(&mut self, before: &View, view: &View) {
-        let lost: Vec<Member> = before.members.iter().filter(|m| !view.members.contains(m)).copied().collect();
+    /// Notes what was lost with everybody who was in a recent view and is not in `view`: for a host that dies now, also those who
+    /// vanished before it, since the last view that was complete everywhere. (Seed 3359 found that.)
+    fn note_lost(&mut self, view: &View) {
+        let recent = self.recent.iter().flatten().flatten().copied();
+        let lost: BTreeSet<Member> = recent.filter(|m| !view.members.contains(m)).collect();
         for dead in &view.dead {
             for members in self.recent.iter().flatten() {
                 let hole = |lost: &Member| Hole::Mastered { members: members.clone(), lost: *lost };
@@ -115,7 +117,7 @@ impl Core {
                 self.rebuild.old.clear();
             }
             if !self.mutant(Mutant::NotesNoHoles) {
-                self.rebuild.note_lost(&before, &view);
+                self.rebuild.note_lost(&view);
             }
         }
         self.rebuild.keep(&view, true);
@@ -181,7 +183,7 @@ impl Core {
             self.send(slot, Body::Marker(self.rebuild.history()), out);
         }
         for (name, body) in self.local.requests() {
-            self.to_master(name, body, out);
+            self.ask_master(name, body, out);
         }
     }
 

@@ -7,7 +7,9 @@
 //! Invariant: two owners never hold overlapping ranges of one space of one name unless both only read. Waiting requests are
 //! tried in the order they came, but a newcomer that conflicts with nobody who *holds* is granted, as on one Linux host.
 //! `fcntl` and open-file-description locks conflict with each other; `flock` lives in a space of its own.
-//! Not done: deadlock detection across several files.
+//! Not done: deadlock detection across several files. Not exact: when the answer to a change of one's own exclusive range to a shared
+//! one is lost with a view change *and* the repeated change is then refused for another part of the range, the program keeps
+//! believing in an exclusive range that others already read.
 
 mod client;
 mod range;
