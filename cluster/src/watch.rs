@@ -1,0 +1,119 @@
+//! What this host has seen of the others' beats, and what follows from it: alive, suspect, silent long enough.
+//!
+//! Invariant: silence is counted only up to the last *successful* read of the beats, so a host that cannot read suspects nobody;
+//! and from the moment a change was seen, which is never before it was written. Not here: decisions.
+
+use crate::types::{Area, Ms, Timing};
+use luna_format::cluster::{Beat, read_beat};
+use luna_format::{Block, Incarnation, Slot};
+use std::collections::BTreeMap;
+
+/// One slot's beat as last seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) beat: Option<Beat>,
+    /// When the last change was seen.
+    pub(crate) changed_ms: Ms,
+    /// It changed while we looked (not only: was there when we came).
+    pub(crate) moved: bool,
+}
+
+/// All beats.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    seen: BTreeMap<Slot, Seen>,
+    /// When the last successful read was issued.
+    read_ms: Ms,
+    /// When the link to a slot was reset.
+    reset: BTreeMap<Slot, Ms>,
+    up: u64,
+}
+
+impl Watch {
+    /// Takes in beats read; `issued` is when the read was submitted, `now` when it was answered. Answers the slots whose
+    /// identity (name, addresses, incarnation) changed.
+    pub(crate) fn update(&mut self, area: &Area, blocks: &[Block], issued: Ms, now: Ms) -> Vec<Slot> {
+        let mut changed = Vec::new();
+        self.read_ms = self.read_ms.max(issued);
+        for (s, b) in (0..area.slots).zip(blocks) {
+            // one that does not check is as good as unchanged: its owner will write it again
+            let Ok(beat) = read_beat(b, area.volume, area.beat(s), s) else { continue };
+            match self.seen.get_mut(&s) {
+                None => {
+                    if beat.is_some() {
+                        changed.push(s);
+                    }
+                    self.seen.insert(s, Seen { beat, changed_ms: now, moved: false });
+                }
+                Some(old) if old.beat != beat => {
+                    let id = |b: &Option<Beat>| b.map(|b| (b.incarnation, b.name, b.addresses, b.state));
+                    if id(&old.beat) != id(&beat) {
+                        changed.push(s);
+                    }
+                    *old = Seen { beat, changed_ms: now, moved: true };
+                }
+                Some(_) => {}
+            }
+        }
+        changed
+    }
+
+    pub(crate) fn get(&self, s: Slot) -> Option<&Seen> {
+        self.seen.get(&s)
+    }
+
+    pub(crate) fn beat(&self, s: Slot) -> Option<&Beat> {
+        self.seen.get(&s).and_then(|x| x.beat.as_ref())
+    }
+
+    /// The beat of this incarnation of the slot.
+    pub(crate) fn beat_of(&self, s: Slot, i: Incarnation) -> Option<&Beat> {
+        self.beat(s).filter(|b| b.incarnation == i)
+    }
+
+    /// How long nothing changed in the slot, as far as was looked.
+    pub(crate) fn silent_ms(&self, s: Slot) -> Ms {
+        self.seen.get(&s).map_or(0, |x| self.read_ms.saturating_sub(x.changed_ms))
+    }
+
+    /// A slot changed hands: its silence starts now.
+    pub(crate) fn renew(&mut self, s: Slot, now: Ms) {
+        self.reset.remove(&s);
+        if let Some(x) = self.seen.get_mut(&s) {
+            (x.changed_ms, x.moved) = (now, false);
+        }
+    }
+
+    pub(crate) fn link(&mut self, s: Slot, up: bool, now: Ms) {
+        if up {
+            self.reset.remove(&s);
+            self.up |= 1 << s;
+        } else {
+            self.reset.entry(s).or_insert(now);
+            self.up &= !(1 << s);
+        }
+    }
+
+    /// Links that are up.
+    pub(crate) fn connectivity(&self) -> u64 {
+        self.up
+    }
+
+    /// Why a member should be evicted, if it should.
+    pub(crate) fn suspicion(&self, s: Slot, t: &Timing) -> Option<&'static str> {
+        let silent = self.silent_ms(s);
+        if silent >= t.lease_ms {
+            return Some("no beat for longer than the lease");
+        }
+        // beats are seen at most two periods apart (one to write, one to read)
+        if self.reset.contains_key(&s) && silent >= 2 * t.beat_ms + t.beat_ms / 2 {
+            return Some("link reset and beats missing");
+        }
+        None
+    }
+
+    /// Whether any link was reset: then it pays to look more often.
+    pub(crate) fn doubts(&self) -> bool {
+        !self.reset.is_empty()
+    }
+}
