@@ -149,6 +149,14 @@ impl Handle {
         try_hold_entry(&self.entry, mode)
     }
 
+    /// See [`LockCache::want`].
+    pub fn want(&self, mode: Mode, waker: Box<dyn FnOnce(Result<Hold, LockError>) + Send>) {
+        match self.entry.cache.upgrade() {
+            Some(cache) => cache.want_entry(&self.entry, mode, false, waker),
+            None => waker(Err(LockError::Withdrawn)),
+        }
+    }
+
     /// The name.
     #[must_use]
     pub fn name(&self) -> &Name {
