@@ -2,7 +2,8 @@
 //!
 //! Without arguments it makes a file in `/dev/shm`, serves it with our server and with nbdkit (if installed), over Unix
 //! socket and TCP, and prints one line for each. With a LUN as argument it measures that one, **overwriting it**.
-//! `LUNBENCH_MS` sets the time per number (default 1000), `LUNBENCH_CONNECTIONS` the connections.
+//! `LUNBENCH_MS` sets the time per number (default 1000), `LUNBENCH_CONNECTIONS` the connections, `LUNBENCH_THREADS` the
+//! threads that submit and receive.
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,10 +57,17 @@ fn measure(queue: &Arc<dyn DataQueue>, write: bool, len: u32, depth: usize, rand
         next: AtomicU64::new(0),
         data: vec![7; len as usize],
     });
-    for _ in 0..depth {
-        submit(&run);
-    }
-    queue.drive(&|| false);
+    let threads = std::env::var("LUNBENCH_THREADS").ok().and_then(|v| v.parse().ok()).unwrap_or(1).clamp(1, depth);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                for _ in 0..depth / threads {
+                    submit(&run);
+                }
+                queue.drive(&|| false);
+            });
+        }
+    });
     run.done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
 }
 
@@ -100,6 +108,7 @@ fn nbdkit(args: &[&str]) -> Option<Child> {
 fn main() {
     if let Some(spec) = std::env::args().nth(1) {
         let spec: LunSpec = spec.parse().expect("a LUN");
+        assert!(!matches!(spec, LunSpec::Path(_)), "files answer inline and would recurse here; give an NBD LUN");
         return line(&spec.to_string(), &spec);
     }
     let dir = format!("/dev/shm/lunbench-{}", std::process::id());

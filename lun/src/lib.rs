@@ -171,7 +171,8 @@ pub type WriteDone = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// The data path: many requests in flight, no threads of its own.
 ///
-/// A completion runs on whichever thread receives, possibly the submitter's own and possibly before the submitting call returns. It may submit
+/// A completion runs on whichever thread receives, possibly the submitter's own and possibly before the submitting call
+/// returns (local disks answer inline, so a chain of completions that submit again is a recursion there). It may submit
 /// again; it must not call [`DataQueue::drive`].
 pub trait DataQueue: Send + Sync {
     /// Asks for `len` bytes at `offset`.

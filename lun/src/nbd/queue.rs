@@ -68,6 +68,8 @@ struct Receiving {
     /// Bytes from `start` that the reply at `start` needs, if it is known.
     need: usize,
     silent_since: Option<Instant>,
+    /// When the connection broke, until the next one has answered something.
+    broke_at: Option<Instant>,
     /// Above zero: spinning has paid lately.
     luck: i32,
 }
@@ -133,6 +135,7 @@ impl Connection {
             end: 0,
             need: REPLY_BYTES,
             silent_since: None,
+            broke_at: None,
             luck: 4,
         };
         Ok(Self {
@@ -305,6 +308,7 @@ impl Inner {
             }
             table.remove(reply.handle).ok_or_else(garbled)?
         };
+        side.broke_at = None;
         conn.inflight.fetch_sub(1, Ordering::SeqCst);
         let data = side.start + REPLY_BYTES..side.start + side.need;
         side.start = data.end;
@@ -340,7 +344,7 @@ impl Inner {
         tracing::warn!(lun = %self.target.what, %error, inflight = conn.inflight.load(Ordering::SeqCst), "connection to the LUN broke");
         let mut sending = conn.sending.lock();
         sending.stream.shutdown();
-        let fresh = self.target.reconnect(self.target.deadline()).and_then(prepared);
+        let fresh = self.target.again(&mut side.broke_at, error).and_then(prepared);
         let may_write = fresh.is_ok() && self.target.may_resend();
         let (failed, why) = {
             let mut queued = conn.queued.lock();

@@ -120,6 +120,27 @@ impl Target {
         }
     }
 
+    /// Replaces a connection that broke with `error`. `broke_at` is the time of the first break since a request was last
+    /// answered: a server that takes connections but answers nothing is not tried for ever, and not in a tight loop.
+    pub(crate) fn again(&self, broke_at: &mut Option<Instant>, error: &std::io::Error) -> Result<Stream> {
+        let first = match *broke_at {
+            None => *broke_at.insert(Instant::now()),
+            Some(first) => {
+                let limit = self.options.reconnect + self.options.request_timeout;
+                if first.elapsed() >= limit {
+                    return Err(self.give_up(LunError::Gone(format!(
+                        "{}: the server takes connections but has answered nothing for {} s ({error}); check the server, then mount again",
+                        self.what,
+                        first.elapsed().as_secs()
+                    ))));
+                }
+                std::thread::sleep(PAUSE_MIN.max(first.elapsed() / 4).min(PAUSE_MAX));
+                first
+            }
+        };
+        self.reconnect(self.deadline().max(first + self.options.reconnect))
+    }
+
     /// A connection that carried requests broke and another took its place.
     fn came_back(&self) {
         tracing::warn!(lun = %self.what, "connection to the LUN re-made");

@@ -9,6 +9,7 @@
 
 use std::io::{self, IoSlice, Read};
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -100,12 +101,13 @@ impl NbdDisk {
     fn call(&self, call: &Call<'_>, mut into: Option<&mut [u8]>) -> Result<()> {
         self.target.check()?;
         let (mut conn, mut seen) = self.borrow();
-        let deadline = self.target.deadline();
         let mut sent_before = false;
+        let mut broke_at = None;
+        let mut last = io::Error::from(io::ErrorKind::NotConnected);
         let result = loop {
             let mut live = match conn.take() {
                 Some(live) => live,
-                None => match self.make(sent_before, deadline) {
+                None => match self.make(sent_before.then_some((&mut broke_at, &last))) {
                     Ok(live) => live,
                     Err(error) => break Err(error),
                 },
@@ -125,6 +127,7 @@ impl NbdDisk {
                 }
                 Err(error) => {
                     tracing::warn!(lun = %self.target.what, %error, "connection to the LUN broke");
+                    last = error;
                     sent_before = true;
                     self.broke(seen);
                     seen = self.pool.lock().breaks;
@@ -135,11 +138,15 @@ impl NbdDisk {
         result
     }
 
-    fn make(&self, again: bool, deadline: std::time::Instant) -> Result<Conn> {
-        // A first failure to connect (the server restarts just now) is no more final than a break.
-        let stream = match if again { self.target.reconnect(deadline) } else { self.target.connect() } {
-            Err(LunError::Io { .. }) => self.target.reconnect(deadline)?,
-            other => other?,
+    /// A new connection; `broke` is what is known of the one it replaces, if a request was under way on it.
+    fn make(&self, broke: Option<(&mut Option<Instant>, &io::Error)>) -> Result<Conn> {
+        let stream = match broke {
+            Some((broke_at, error)) => self.target.again(broke_at, error)?,
+            // A first failure to connect (the server restarts just now) is no more final than a break.
+            None => match self.target.connect() {
+                Err(LunError::Io { .. }) => self.target.reconnect(self.target.deadline())?,
+                other => other?,
+            },
         };
         stream.set_timeout(Some(self.target.options.request_timeout)).map_err(|e| LunError::io("connect", 0, e))?;
         Ok(Conn { stream, handle: 0 })
