@@ -22,6 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use takeover::Fencing;
 use zerocopy::FromZeros;
 
+/// Raft messages of a view to come that are held.
+const EARLY_MESSAGES: usize = 64;
+
 /// Where this host stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -124,6 +127,8 @@ pub struct Core {
     /// Records up to here were written forced by this host.
     forced: Epoch,
     council: Option<Council>,
+    /// Raft messages of a view that this host does not know yet.
+    early: Vec<(Epoch, (Slot, Incarnation), Vec<u8>)>,
     leaderless_since: Ms,
     takeovers: BTreeMap<(Slot, Incarnation), Slot>,
     proposed: BTreeSet<(Slot, Incarnation)>,
@@ -175,6 +180,7 @@ impl Core {
             writing: None,
             forced: 0,
             council: None,
+            early: Vec::new(),
             leaderless_since: 0,
             takeovers: BTreeMap::new(),
             proposed: BTreeSet::new(),
@@ -329,13 +335,25 @@ impl Core {
                 }
             }
             Msg::Raft { view, bytes } => {
-                let member = from.filter(|(s, i)| *s < self.cfg.area.slots && self.m.is_member(*s, *i));
-                if let (Some((slot, _)), Some(c)) = (member, &mut self.council)
-                    && c.view() == view
-                {
-                    c.receive(slot, &bytes);
+                let Some(from) = from.filter(|(s, _)| *s < self.cfg.area.slots) else { return };
+                if view > self.m.record.view_epoch && self.early.len() < EARLY_MESSAGES {
+                    // newer: held until the record arrives
+                    self.early.push((view, from, bytes));
+                    self.next_log_read = self.now;
+                } else {
+                    self.hear(view, from, &bytes);
                 }
             }
+        }
+    }
+
+    /// Hands a raft message to the group of its view, if both are current.
+    fn hear(&mut self, view: Epoch, from: (Slot, Incarnation), bytes: &[u8]) {
+        let member = self.m.is_member(from.0, from.1);
+        if let (true, Some(c)) = (member, &mut self.council)
+            && c.view() == view
+        {
+            c.receive(from.0, bytes);
         }
     }
 

@@ -4,7 +4,7 @@
 //! and from the moment a change was seen, which is never before it was written. Not here: decisions.
 
 use crate::types::{Area, Ms, Timing};
-use luna_format::cluster::{Beat, read_beat};
+use luna_format::cluster::{BEAT_JOINING, Beat, read_beat};
 use luna_format::{Block, Incarnation, Slot};
 use std::collections::BTreeMap;
 
@@ -14,6 +14,8 @@ pub(crate) struct Seen {
     pub(crate) beat: Option<Beat>,
     /// When the last change was seen.
     pub(crate) changed_ms: Ms,
+    /// The same of a beat that was no claim: the sign of life of the slot's owner.
+    pub(crate) owner_ms: Ms,
     /// It changed while we looked (not only: was there when we came).
     pub(crate) moved: bool,
 }
@@ -43,14 +45,16 @@ impl Watch {
                     if beat.is_some() {
                         changed.push(s);
                     }
-                    self.seen.insert(s, Seen { beat, changed_ms: now, moved: false });
+                    self.seen.insert(s, Seen { beat, changed_ms: now, owner_ms: now, moved: false });
                 }
                 Some(old) if old.beat != beat => {
                     let id = |b: &Option<Beat>| b.map(|b| (b.incarnation, b.name, b.addresses, b.state));
                     if id(&old.beat) != id(&beat) {
                         changed.push(s);
                     }
-                    *old = Seen { beat, changed_ms: now, moved: true };
+                    let claim = beat.is_some_and(|b| b.state == BEAT_JOINING);
+                    let owner_ms = if claim { old.owner_ms } else { now };
+                    *old = Seen { beat, changed_ms: now, owner_ms, moved: true };
                 }
                 Some(_) => {}
             }
@@ -76,11 +80,16 @@ impl Watch {
         self.seen.get(&s).map_or(0, |x| self.read_ms.saturating_sub(x.changed_ms))
     }
 
+    /// How long the slot's owner gave no sign of life, as far as was looked; claims of others on the slot are none.
+    pub(crate) fn owner_silent_ms(&self, s: Slot) -> Ms {
+        self.seen.get(&s).map_or(0, |x| self.read_ms.saturating_sub(x.owner_ms))
+    }
+
     /// A slot changed hands: its silence starts now.
     pub(crate) fn renew(&mut self, s: Slot, now: Ms) {
         self.reset.remove(&s);
         if let Some(x) = self.seen.get_mut(&s) {
-            (x.changed_ms, x.moved) = (now, false);
+            (x.changed_ms, x.owner_ms, x.moved) = (now, now, false);
         }
     }
 
@@ -101,7 +110,7 @@ impl Watch {
 
     /// Why a member should be evicted, if it should.
     pub(crate) fn suspicion(&self, s: Slot, t: &Timing) -> Option<&'static str> {
-        let silent = self.silent_ms(s);
+        let silent = self.owner_silent_ms(s);
         if silent >= t.lease_ms {
             return Some("no beat for longer than the lease");
         }

@@ -29,6 +29,9 @@ impl Core {
         if !self.log_known || !self.beats_known {
             return;
         }
+        if self.request_slot.is_some_and(|s| self.m.slot(s).state != SLOT_FREE) {
+            self.request_slot = None;
+        }
         let members: Vec<_> = self.m.in_state(&self.cfg.area, SLOT_MEMBER).collect();
         let same = self.same_name();
         if let Some((slot, true)) = same {
@@ -37,7 +40,7 @@ impl Core {
             return self.refuse(reason, out);
         }
         let w = self.cfg.timing.wait_ms();
-        let alive = members.iter().any(|(s, _)| self.watch.silent_ms(*s) < w);
+        let alive = members.iter().any(|(s, _)| self.watch.owner_silent_ms(*s) < w);
         if !alive {
             return self.claim(out);
         }
@@ -149,7 +152,7 @@ impl Core {
             return free.iter().find(own).or(free.first()).copied();
         }
         let w = self.cfg.timing.wait_ms();
-        let dead: Vec<Slot> = (0..area.slots).filter(|s| self.watch.silent_ms(*s) >= w).collect();
+        let dead: Vec<Slot> = (0..area.slots).filter(|s| self.watch.owner_silent_ms(*s) >= w).filter(open).collect();
         dead.iter().find(own).or(dead.first()).copied()
     }
 
@@ -192,7 +195,8 @@ impl Core {
     pub(super) fn keep_claim(&mut self, slot: Slot, incarnation: Incarnation) {
         let lost = self.watch.beat(slot).is_some_and(|b| b.nonce != self.nonce);
         let taken = self.m.slot(slot).incarnation > incarnation;
-        let twin = self.same_name().is_some_and(|(s, _)| s != slot);
+        let w = self.cfg.timing.wait_ms();
+        let twin = self.same_name().is_some_and(|(s, _)| s != slot && self.watch.owner_silent_ms(s) < w);
         let expired = self.beat_ok.is_none_or(|b| b + self.cfg.timing.act_ms() <= self.now);
         if lost || taken || twin || expired {
             self.phase = Phase::Looking;

@@ -122,7 +122,8 @@ impl Core {
         let sound: Vec<Slot> = self.m.in_state(&self.cfg.area, SLOT_MEMBER).map(|x| x.0).filter(alive).collect();
         let rank = sound.iter().position(|s| *s == me).unwrap_or(sound.len()) as u64;
         let alone = sound.len() == 1;
-        alone || leader.is_some() && rank == 0 || self.now >= self.leaderless_since + (rank + 1) * t.beat_ms / 2
+        // nobody leads: the first acts soon, so that a mount does not wait for an election; the others only if it does not
+        alone || leader.is_some() && rank == 0 || self.now >= self.leaderless_since + 2 * t.raft_tick_ms + rank * t.beat_ms / 2
     }
 
     /// Whether this host deals with this dead one.
@@ -155,7 +156,7 @@ impl Core {
 
     /// Time is part of a fence that consists of nothing else; the other methods are exact.
     fn fence_holds(&self, s: Slot, method: FenceMethod) -> bool {
-        method != FenceMethod::Lease || self.claimed_over(s) || self.watch.silent_ms(s) >= self.cfg.timing.wait_ms()
+        method != FenceMethod::Lease || self.claimed_over(s) || self.watch.owner_silent_ms(s) >= self.cfg.timing.wait_ms()
     }
 
     /// Orders fences and replays.
@@ -236,6 +237,13 @@ impl Core {
         (self.leaderless_since, self.next_raft_tick) = (self.now, self.now + self.cfg.timing.raft_tick_ms);
         self.takeovers.clear();
         self.proposed.clear();
+        for (v, from, bytes) in std::mem::take(&mut self.early) {
+            match v.cmp(&view) {
+                std::cmp::Ordering::Equal => self.hear(v, from, &bytes),
+                std::cmp::Ordering::Greater => self.early.push((v, from, bytes)),
+                std::cmp::Ordering::Less => {}
+            }
+        }
     }
 
     pub(super) fn fence_done(&mut self, s: Slot, i: Incarnation, result: Result<FenceMethod, String>, out: &mut Vec<Output>) {
