@@ -226,7 +226,9 @@ impl Slow {
             return;
         }
         self.fresh = false;
-        while let Some(waiter) = self.waiters.pop_front_if(|w| self.granted.covers(w.mode)) {
+        while self.waiters.front().is_some_and(|w| self.granted.covers(w.mode))
+            && let Some(waiter) = self.waiters.pop_front()
+        {
             entry.enter_granted(waiter.mode);
             wakes.push((waiter.waker, waiter.mode, Ok(())));
         }

@@ -332,7 +332,8 @@ impl LockCache {
         self.change(name, |slow| {
             if slow.requested.is_some_and(|(asked, noqueue)| asked == mode && noqueue) {
                 slow.requested = None;
-                waker = slow.waiters.pop_front_if(|w| w.noqueue).map(|w| w.waker);
+                // The request was the first waiter's; it stays first until answered.
+                waker = slow.waiters.pop_front().map(|w| w.waker);
             }
         });
         if let Some(waker) = waker {

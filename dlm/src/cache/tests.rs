@@ -175,6 +175,7 @@ fn a_write_back_that_fails_withdraws_and_hands_nothing_on() {
 /// Prints what a cached hold costs; run with `--release --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods, reason = "it measures time")]
 fn what_a_cached_hold_costs() {
     let cache = LockCache::local();
     for i in 0..200 {
