@@ -73,7 +73,14 @@ fn measure(queue: &Arc<dyn DataQueue>, write: bool, len: u32, depth: usize, rand
 
 fn line(name: &str, spec: &LunSpec) {
     let connections = std::env::var("LUNBENCH_CONNECTIONS").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
-    let lun = luna_lun::open(spec, &OpenOptions { connections, ..OpenOptions::default() }).expect("open");
+    // A number made with a stalled connection in it is worth nothing: say so.
+    let hook: luna_lun::ResendHook = Arc::new(|| {
+        eprintln!("the server was silent for two seconds, the connection was made again");
+        true
+    });
+    let request_timeout = Duration::from_secs(2);
+    let options = OpenOptions { connections, request_timeout, resend_ok: Some(hook), ..OpenOptions::default() };
+    let lun = luna_lun::open(spec, &options).expect("open");
     let mut sync = [0u8; 4096];
     let start = Instant::now();
     let mut count = 0u64;
