@@ -1,1 +1,23 @@
-//! Placeholder.
+//! One host: the cores of membership and locking, the links to its peers, the file system and its mount, wired together.
+//!
+//! [`mount`] is the door. Inside: [`host`] routes between the pure cores and everything else; [`peers`], [`link`], [`conn`],
+//! [`wire`] and [`mail`] carry messages; [`shell`] does the cores' disk work, fencing and replay; [`control`] and [`status`]
+//! answer local questions. Invariant: a shell decides nothing that a core should decide. Not here: argument parsing.
+#![forbid(unsafe_code)]
+
+pub mod conn;
+pub mod control;
+pub mod error;
+pub mod host;
+pub mod link;
+pub mod mail;
+pub mod mount;
+pub mod options;
+pub mod peers;
+pub mod shell;
+pub mod status;
+pub mod wire;
+
+pub use error::NodeError;
+pub use mount::{MountedHost, mount};
+pub use options::MountOptions;

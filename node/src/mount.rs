@@ -1,0 +1,286 @@
+//! Mounting: from a LUN string to a usable directory, and back.
+//!
+//! Order: open the LUN, read the superblock, listen, join the cluster (which may mean recovering dead hosts first), open the
+//! journal, start the file system, mount. Unmounting is the reverse: the journal is closed clean before the LEAVE record.
+//! Invariant: nothing of the volume but slots and records is touched before this host is a member. Not here: decisions.
+
+use crate::control::Control;
+use crate::error::NodeError;
+use crate::host::{Host, In, Notice, now_ms};
+use crate::mail::Mail;
+use crate::options::{self, MountOptions};
+use crate::peers::Peers;
+use crate::shell::{self, Recovery};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use luna_cluster as cluster;
+use luna_dlm::{LockCache, PosixClient};
+use luna_format::superblock::Superblock;
+use luna_format::{BLOCK_U64, Incarnation, Slot, VolumeId};
+use luna_fs::fuse::{MountOpts, Mounted};
+use luna_fs::orphan::Reaper;
+use luna_fs::system::Fs;
+use luna_fs::{Parts, Volume};
+use luna_journal::Journal;
+use luna_lun::{Lun, OpenOptions};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// How often the router ticks.
+const TICK: Duration = Duration::from_millis(20);
+/// Beyond the takeover wait: how long joining may take.
+const JOIN_SLACK: Duration = Duration::from_secs(60);
+/// How long leaving may take before the host just goes (its peers then recover it).
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// What the file system side offers once it runs; the manager thread needs it when things happen.
+struct Running {
+    volume: Arc<Volume>,
+    fs: Arc<Fs>,
+    reaper: Arc<Reaper>,
+    posix: Arc<PosixClient>,
+}
+
+/// Everything that is shared by the threads of one mount.
+pub(crate) struct Site {
+    pub(crate) options: MountOptions,
+    pub(crate) volume_id: VolumeId,
+    pub(crate) sb: Superblock,
+    pub(crate) host: Arc<Host>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) place: OnceLock<(Slot, Incarnation)>,
+    running: OnceLock<Running>,
+    stop: AtomicBool,
+}
+
+impl Site {
+    pub(crate) fn volume(&self) -> Option<&Arc<Volume>> {
+        self.running.get().map(|r| &r.volume)
+    }
+
+    pub(crate) fn fs(&self) -> Option<&Arc<Fs>> {
+        self.running.get().map(|r| &r.fs)
+    }
+}
+
+/// How joining ended.
+enum Gate {
+    In(Slot, Incarnation),
+    Refused(String),
+}
+
+/// A mounted volume. Dropping it does not unmount; [`Self::wait`] returns when it is unmounted by anyone.
+pub struct MountedHost {
+    site: Arc<Site>,
+    mounted: Mounted,
+    left: Receiver<()>,
+    _control: Control,
+}
+
+/// Mounts; returns when the directory is usable.
+pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
+    let lun = open(&options, options.connections)?;
+    let (volume_id, sb) = luna_fs::mkfs::read_superblock(&*lun.disk)?;
+    let (want, have) = (sb.total_blocks * BLOCK_U64, lun.disk.geometry().size_bytes);
+    if want > have {
+        return Err(NodeError::TooSmall { want, have });
+    }
+    let beats = open(&options, 1)?;
+    let listener = TcpListener::bind(options.listen).map_err(NodeError::system("listening for peers (--listen)"))?;
+    let (site, gate, left) = start_cluster(options, volume_id, sb, &beats, listener)?;
+    let (slot, incarnation) = match join(&site, &gate) {
+        Ok(place) => place,
+        Err(e) => {
+            stop_threads(&site);
+            return Err(e);
+        }
+    };
+    let started = start_fs(&site, lun, &beats, slot, incarnation);
+    match started {
+        Ok((mounted, control)) => Ok(MountedHost { site, mounted, left, _control: control }),
+        Err(e) => {
+            leave(&site, &left);
+            stop_threads(&site);
+            Err(e)
+        }
+    }
+}
+
+fn open(o: &MountOptions, connections: usize) -> Result<Lun, NodeError> {
+    let options =
+        OpenOptions { client_name: Some(o.name.clone()), need_multi_conn: true, connections, direct: true, ..OpenOptions::default() };
+    Ok(luna_lun::open(&o.lun, &options)?)
+}
+
+type Started = (Arc<Site>, Receiver<Gate>, Receiver<()>);
+
+/// The cores and their threads.
+fn start_cluster(options: MountOptions, volume_id: VolumeId, sb: Superblock, beats: &Lun, listener: TcpListener) -> Result<Started, NodeError> {
+    let addresses = options::announced(&listener).map_err(NodeError::system("finding this host's addresses"))?;
+    let config = cluster::Config {
+        area: cluster::Area::of(volume_id, &sb),
+        timing: options.timing,
+        name: options.name.clone(),
+        host_id: options::host_id(&options.name),
+        nonce: fastrand::u64(1..),
+        addresses,
+        link_key: [0; 32],
+    };
+    let (disk_tx, disk_rx) = unbounded();
+    let (notice_tx, notice_rx) = unbounded();
+    let host = Host::new(cluster::Core::new(config, fastrand::u64(..)), disk_tx, notice_tx);
+    let peers = Peers::new(volume_id, Arc::clone(&host) as _);
+    host.set_peers(Arc::clone(&peers));
+    peers.listen(listener).map_err(NodeError::system("listening for peers"))?;
+    let site = Arc::new(Site {
+        volume_id,
+        sb,
+        host: Arc::clone(&host),
+        peers,
+        place: OnceLock::new(),
+        running: OnceLock::new(),
+        stop: AtomicBool::new(false),
+        options,
+    });
+    let (gate_tx, gate_rx) = unbounded();
+    let (left_tx, left_rx) = unbounded();
+    let recovery =
+        Recovery { host: Arc::clone(&host), disk: Arc::clone(&beats.disk), sb, volume: volume_id, timing: site.options.timing };
+    let (h, disk) = (Arc::clone(&host), Arc::clone(&beats.disk));
+    spawn("luna-beats", move || shell::serve_disk(&h, &*disk, &disk_rx))?;
+    let s = Arc::clone(&site);
+    spawn("luna-manager", move || manage(&s, &recovery, &notice_rx, &gate_tx, &left_tx))?;
+    let h = Arc::clone(&host);
+    spawn("luna-router", move || h.run(TICK))?;
+    host.post(In::Cluster(cluster::Input::Start));
+    Ok((site, gate_rx, left_rx))
+}
+
+fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), NodeError> {
+    std::thread::Builder::new().name(name.into()).spawn(f).map_err(NodeError::system("starting a thread"))?;
+    Ok(())
+}
+
+fn join(site: &Site, gate: &Receiver<Gate>) -> Result<(Slot, Incarnation), NodeError> {
+    let patience = Duration::from_millis(site.options.timing.wait_ms() * 2) + JOIN_SLACK;
+    match gate.recv_timeout(patience) {
+        Ok(Gate::In(slot, incarnation)) => {
+            let _ = site.place.set((slot, incarnation));
+            Ok((slot, incarnation))
+        }
+        Ok(Gate::Refused(reason)) => Err(NodeError::Refused(reason)),
+        Err(_) => Err(NodeError::JoinTimeout(patience.as_secs())),
+    }
+}
+
+/// Does what the cores ask for outside of the router.
+fn manage(site: &Arc<Site>, recovery: &Recovery, notices: &Receiver<Notice>, gate: &Sender<Gate>, left: &Sender<()>) {
+    for n in notices {
+        match n {
+            Notice::Joined(slot, incarnation) => drop(gate.send(Gate::In(slot, incarnation))),
+            Notice::Refused(reason) => drop(gate.send(Gate::Refused(reason))),
+            Notice::Left => drop(left.send(())),
+            Notice::Fence(slot, incarnation) => recovery.fence(slot, incarnation),
+            Notice::Replay(slot, incarnation, epoch) => recovery.replay(slot, incarnation, epoch),
+            Notice::Recovered(slot, incarnation) => {
+                tracing::info!(slot, incarnation, "a dead host is recovered");
+                if let Some(r) = site.running.get() {
+                    r.reaper.sweep(slot);
+                }
+            }
+            Notice::Epoch(epoch) => {
+                if let Some(v) = site.volume() {
+                    v.epoch.store(epoch, Ordering::Relaxed);
+                }
+            }
+            Notice::Evicted(reason) => {
+                tracing::error!(reason, "this host was shut out of the volume");
+                site.peers.stop();
+                if let Some(r) = site.running.get() {
+                    r.volume.withdraw(&reason);
+                    r.posix.withdraw();
+                }
+                let _ = gate.send(Gate::Refused(reason));
+                let _ = left.send(());
+                site.host.post(In::Cluster(cluster::Input::Drained));
+            }
+        }
+    }
+}
+
+/// The file system over the LUN, now that this host is a member.
+fn start_fs(site: &Arc<Site>, lun: Lun, beats: &Lun, slot: Slot, incarnation: Incarnation) -> Result<(Mounted, Control), NodeError> {
+    let locks = LockCache::new(Arc::clone(&site.host) as _);
+    let posix = PosixClient::new(slot, Arc::clone(&site.host) as _);
+    site.host.set_locks(Arc::clone(&locks), Arc::clone(&posix));
+    let (sb, id) = (site.sb, site.volume_id);
+    let journal = Journal::open(Arc::clone(&lun.disk), id, sb.journal_region(slot), slot, incarnation)?;
+    let epoch = site.host.look(|c, _, _| c.epoch());
+    let discard = site.options.discard;
+    let volume = Volume::new(Parts { sb, id, slot, epoch, disk: lun.disk, queue: lun.queue, journal, locks: Arc::clone(&locks), discard });
+    let reaper = Reaper::start(Arc::clone(&volume)).map_err(NodeError::system("starting a thread"))?;
+    let wake = Arc::clone(&reaper);
+    let fs = Fs::new(Arc::clone(&volume), Arc::clone(&posix), Arc::new(move |ino| wake.wake(ino)));
+    locks.set_hooks(fs.hooks());
+    let running = Running { volume: Arc::clone(&volume), fs: Arc::clone(&fs), reaper: Arc::clone(&reaper), posix };
+    let _ = site.running.set(running);
+    let mail = Mail::new(Arc::clone(&beats.disk), sb, id, (slot, incarnation), Arc::clone(&site.peers), Arc::clone(&site.host));
+    let s = Arc::clone(site);
+    spawn("luna-mail", move || mail.run(&s.stop))?;
+    reaper.sweep(slot);
+    let o = &site.options;
+    let opts = MountOpts { nosuid: o.nosuid, nodev: o.nodev, read_only: o.read_only, source: o.lun.to_string(), ..MountOpts::default() };
+    let mounted = luna_fs::fuse::mount(fs, &o.dir, &opts).map_err(NodeError::system("mounting through FUSE"))?;
+    let s = Arc::clone(site);
+    let control = Control::start(&o.dir, Arc::new(move |line: &str| crate::status::answer(&s, line)));
+    let control = control.map_err(NodeError::system("opening the control socket in /run/luna"))?;
+    Ok((mounted, control))
+}
+
+/// Leaves the cluster in order, as far as that is still possible.
+fn leave(site: &Site, left: &Receiver<()>) {
+    site.host.post(In::Cluster(cluster::Input::LeaveRequested));
+    let clean = match site.running.get() {
+        None => true,
+        Some(r) => {
+            r.reaper.stop();
+            r.volume.check_active().is_ok() && r.volume.checkpoint().is_ok() && r.volume.journal.close().is_ok()
+        }
+    };
+    if clean {
+        site.host.post(In::Cluster(cluster::Input::JournalClean));
+        if left.recv_timeout(LEAVE).is_err() {
+            tracing::warn!("could not write the LEAVE record in time; the other hosts will recover this slot");
+        }
+    } else {
+        tracing::warn!("the journal is not clean; the other hosts will recover this slot");
+    }
+}
+
+fn stop_threads(site: &Site) {
+    site.stop.store(true, Ordering::Release);
+    site.peers.stop();
+    site.host.stop();
+}
+
+impl MountedHost {
+    /// Waits until the directory is unmounted, then leaves the cluster.
+    pub fn wait(self) -> Result<(), NodeError> {
+        let Self { site, mounted, left, _control } = self;
+        mounted.join().map_err(NodeError::system("serving FUSE"))?;
+        let started = now_ms();
+        if let Some(r) = site.running.get() {
+            r.fs.shutdown();
+        }
+        leave(&site, &left);
+        stop_threads(&site);
+        tracing::info!(ms = now_ms() - started, "left the volume");
+        Ok(())
+    }
+
+    /// This host's slot and incarnation.
+    pub fn place(&self) -> Option<(Slot, Incarnation)> {
+        self.site.place.get().copied()
+    }
+}

@@ -1,0 +1,89 @@
+//! The threads around one host: the LUN requests of the membership core, fencing, replay.
+//!
+//! Beats have a connection and a thread of their own, so that they never wait behind data. Fences and replays run on threads
+//! made for them; their results go back to the core. Not here: the order of things (the core decides), the mount (`mount`).
+
+use crate::host::{DiskJob, Host, In, now_ms};
+use crossbeam_channel::Receiver;
+use luna_cluster::{FenceMethod, Input, Timing};
+use luna_format::superblock::Superblock;
+use luna_format::{BLOCK_U64, Block, Incarnation, Slot, VolumeId};
+use luna_journal::{Fenced, ReplayProof};
+use luna_lun::{Disk, Durability};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Serves the membership core's requests to the LUN until the channel closes.
+pub fn serve_disk(host: &Arc<Host>, disk: &dyn Disk, jobs: &Receiver<DiskJob>) {
+    for job in jobs {
+        let done = match job {
+            DiskJob::Read(token, start, count) => Input::ReadDone { token, result: read(disk, start, count) },
+            DiskJob::Write(token, block, bytes, forced) => {
+                let durability = if forced { Durability::Forced } else { Durability::Plain };
+                let result = disk.write_at(&bytes.0, block * BLOCK_U64, durability).map_err(|e| e.to_string());
+                Input::WriteDone { token, result }
+            }
+        };
+        host.post(In::Cluster(done));
+    }
+}
+
+fn read(disk: &dyn Disk, start: u64, count: u64) -> Result<Vec<Block>, String> {
+    let mut bytes = vec![0; (count * BLOCK_U64) as usize];
+    disk.read_at(&mut bytes, start * BLOCK_U64).map_err(|e| e.to_string())?;
+    Ok(bytes.chunks_exact(BLOCK_U64 as usize).filter_map(Block::from_slice).collect())
+}
+
+/// What a shell needs to fence and to replay.
+#[derive(Clone)]
+pub struct Recovery {
+    /// The router.
+    pub host: Arc<Host>,
+    /// The LUN.
+    pub disk: Arc<dyn Disk>,
+    /// The shape.
+    pub sb: Superblock,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Bounds.
+    pub timing: Timing,
+}
+
+impl Recovery {
+    /// Fences an incarnation, on a thread of its own. Today's only rung is the lease: the core itself waits W.
+    pub fn fence(&self, slot: Slot, incarnation: Incarnation) {
+        tracing::warn!(slot, incarnation, wait_ms = self.timing.wait_ms(), "a host is gone: waiting until its lease has run out");
+        self.host.queue(In::Cluster(Input::FenceDone { slot, incarnation, result: Ok(FenceMethod::Lease) }));
+        self.host.ring();
+    }
+
+    /// Replays a journal, on a thread of its own.
+    pub fn replay(&self, slot: Slot, incarnation: Incarnation, fenced_epoch: u64) {
+        let me = self.clone();
+        let spawned = std::thread::Builder::new().name("luna-replay".into()).spawn(move || {
+            let started = now_ms();
+            let result = me.replay_now(slot, incarnation, fenced_epoch);
+            match &result {
+                Ok(report) => tracing::info!(slot, incarnation, ms = now_ms() - started, ?report, "journal replayed"),
+                Err(e) => tracing::error!(slot, incarnation, error = %e, "journal replay failed; it is tried again"),
+            }
+            let result = result.map(|_| ());
+            if result.is_err() {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            me.host.post(In::Cluster(Input::ReplayDone { slot, incarnation, result }));
+        });
+        if let Err(e) = spawned {
+            self.host.queue(In::Cluster(Input::ReplayDone { slot, incarnation, result: Err(e.to_string()) }));
+            self.host.ring();
+        }
+    }
+
+    fn replay_now(&self, slot: Slot, incarnation: Incarnation, fenced_epoch: u64) -> Result<luna_journal::Report, String> {
+        // the core hands out this order only after FENCED(slot, incarnation) was chosen as record `fenced_epoch`
+        let proof = ReplayProof::Fenced(Fenced::attest(slot, incarnation, fenced_epoch));
+        let region = self.sb.journal_region(slot);
+        let plan = luna_journal::plan(&*self.disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
+        plan.apply(&*self.disk, &|_| false).map_err(|e| e.to_string())
+    }
+}

@@ -1,0 +1,94 @@
+//! Answers to `luna status`: everything an administrator can look at, as one JSON object.
+//!
+//! Invariant: looking changes nothing and waits for no other host. Not here: tables for people (the `luna` binary).
+
+use crate::mount::Site;
+use serde_json::{Value, json};
+
+/// Answers one command line of the control socket.
+pub(crate) fn answer(site: &Site, line: &str) -> String {
+    let value = match line {
+        "status" => status(site),
+        "locks" => locks(site),
+        other => json!({ "error": format!("unknown command '{other}'; known: status, locks") }),
+    };
+    format!("{value}\n")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn status(site: &Site) -> Value {
+    let t = site.options.timing;
+    let me = site.place.get().copied();
+    let mut members = Vec::new();
+    let (epoch, leader, gate) = site.host.look(|c, _, view| {
+        for m in view.iter().flat_map(|v| &v.members) {
+            let own = me == Some((m.slot, m.incarnation));
+            let link = if own { "self" } else if site.peers.is_up(m.slot) { "tcp" } else { "lun" };
+            members.push(json!({
+                "slot": m.slot, "name": m.name, "incarnation": m.incarnation, "state": "member",
+                "addr": m.addresses.join(" "), "beat_age_ms": c.beat_age_ms(m.slot, crate::host::now_ms()), "link": link,
+            }));
+        }
+        for d in view.iter().flat_map(|v| &v.dead) {
+            let state = if d.fenced { "fenced" } else { "evicted" };
+            members.push(json!({ "slot": d.slot, "incarnation": d.incarnation, "state": state, "link": "" }));
+        }
+        (c.epoch(), c.coordinator(), c.gate())
+    });
+    let (state, margin_ms) = match gate {
+        luna_cluster::Gate::Active { until_ms } => ("member", until_ms as i64 - crate::host::now_ms() as i64),
+        luna_cluster::Gate::Paused => ("paused", 0),
+        luna_cluster::Gate::Evicted => ("withdrawn", 0),
+    };
+    let mut out = json!({
+        "volume": { "id": hex(&site.volume_id), "label": site.sb.label_text(), "lun": site.options.lun.to_string(), "slots": site.sb.slots },
+        "slot": me.map(|m| m.0), "state": state, "epoch": epoch, "leader": leader, "members": members,
+        "lease": { "margin_ms": margin_ms, "length_ms": t.lease_ms, "beat_ms": t.beat_ms },
+        "rung": { "number": 3, "name": "lease", "takeover_ms": t.wait_ms() + t.lease_ms },
+    });
+    if let Some(v) = site.volume() {
+        let j = v.journal.stats();
+        let (blocks, dirty) = v.meta_counts();
+        let space = v.space();
+        out["space"] = json!({ "total_bytes": space.0 * 4096, "free_bytes": space.1 * 4096 });
+        out["journal"] = json!({ "total_blocks": j.ring_blocks, "used_blocks": j.ring_blocks.saturating_sub(j.free_blocks), "sequence": v.journal.running() });
+        let mastered = site.host.look(|_, d, _| d.map_or(0, |d| d.dump().iter().filter(|l| l.master.map(|m| (m.slot, m.incarnation)) == me).count()));
+        let dump = v.locks.dump();
+        let held = dump.iter().filter(|l| l.granted != luna_dlm::Mode::Nl).count();
+        out["locks"] = json!({ "held": held, "mastered": mastered, "waiting": dump.iter().map(|l| l.waiters).sum::<usize>() });
+        out["counters"] = counters(site, v, blocks, dirty);
+    }
+    out
+}
+
+fn counters(site: &Site, v: &luna_fs::Volume, blocks: usize, dirty: usize) -> Value {
+    use std::sync::atomic::Ordering::Relaxed;
+    let c = v.locks.counters();
+    let p = &site.peers.counters;
+    let mut out = json!({
+        "meta_blocks": blocks, "meta_dirty": dirty, "runs": v.runs.load(Relaxed), "restarts": v.restarts.load(Relaxed),
+        "lock_requests": c.requests, "lock_grants": c.grants, "lock_basts": c.basts, "lock_come_downs": c.come_downs, "lock_waits": c.waits,
+        "messages_sent": p.sent.load(Relaxed), "messages_received": p.received.load(Relaxed), "messages_mailed": p.mailed.load(Relaxed),
+        "links_refused": p.refused.load(Relaxed), "garbage": site.host.garbage.load(Relaxed),
+    });
+    if let Some(fs) = site.fs() {
+        let f = &fs.counters;
+        out["io_fast"] = json!(f.fast.load(Relaxed));
+        out["io_slow"] = json!(f.slow.load(Relaxed));
+        out["io_parked"] = json!(f.parked.load(Relaxed));
+        out["revokes"] = json!(f.revokes.load(Relaxed));
+    }
+    out
+}
+
+fn locks(site: &Site) -> Value {
+    let lines = site.volume().map(|v| v.locks.dump()).unwrap_or_default();
+    let shown = lines.into_iter().filter(|l| l.granted != luna_dlm::Mode::Nl || l.waiters > 0).take(10_000).map(|l| {
+        let (class, number) = luna_fs::names::split(&l.name).map_or(("?".to_owned(), 0), |(c, n)| (format!("{c:?}").to_lowercase(), n));
+        json!({ "class": class, "number": number, "mode": l.granted.to_string(), "live": l.live, "waiters": l.waiters, "asked_down": l.asked_down })
+    });
+    json!({ "locks": shown.collect::<Vec<_>>() })
+}
