@@ -9,6 +9,7 @@
 
 mod discover;
 mod log;
+mod look;
 mod takeover;
 
 use crate::council::{Council, Takeover};
@@ -105,7 +106,10 @@ pub struct Core {
     announced: bool,
     nonce: u64,
     counter: u64,
+    /// When the beat was sent from which the lease runs.
     beat_ok: Option<Ms>,
+    /// A newer beat that was answered (sent, answered), waiting for a log read issued after its answer.
+    beat_landed: Option<(Ms, Ms)>,
     log_ok: Option<Ms>,
     beats_ok: Option<Ms>,
     next_beat: Ms,
@@ -135,6 +139,8 @@ pub struct Core {
     requests: BTreeMap<u64, Request>,
     names: BTreeMap<Slot, (Incarnation, String)>,
     fencing: BTreeMap<(Slot, Incarnation), Fencing>,
+    /// When EVICT of a dead host was known to be on the LUN.
+    evict_seen: BTreeMap<(Slot, Incarnation), Ms>,
     replaying: BTreeMap<(Slot, Incarnation), Option<Ms>>,
     replayed: BTreeSet<(Slot, Incarnation)>,
     leave_requested: bool,
@@ -162,6 +168,7 @@ impl Core {
             nonce,
             counter: 0,
             beat_ok: None,
+            beat_landed: None,
             log_ok: None,
             beats_ok: None,
             next_beat: 0,
@@ -187,6 +194,7 @@ impl Core {
             requests: BTreeMap::new(),
             names: BTreeMap::new(),
             fencing: BTreeMap::new(),
+            evict_seen: BTreeMap::new(),
             replaying: BTreeMap::new(),
             replayed: BTreeSet::new(),
             leave_requested: false,
@@ -267,9 +275,24 @@ impl Core {
         }
     }
 
-    /// The lease: beats and log reads both have to be recent; what counts is when they were submitted.
+    /// The lease runs from the submission of the newest beat *after whose answer* a log read was issued that still lists this
+    /// host. (Evictors do the mirror image: EVICT first, then a read of the beats. So either they see the beat, or this host
+    /// sees EVICT; a host that wakes up can not slip through between the two.)
     fn active_until(&self) -> Option<Ms> {
-        Some(self.beat_ok?.min(self.log_ok?) + self.cfg.timing.act_ms())
+        Some(self.beat_ok? + self.cfg.timing.act_ms())
+    }
+
+    /// A log read issued at `issued` came back and this host is still in: the lease runs from the beat before it.
+    fn renew_lease(&mut self, issued: Ms, out: &mut Vec<Output>) {
+        self.log_ok = Some(self.log_ok.unwrap_or(0).max(issued));
+        if let (Some((sent, answered)), Phase::Member) = (self.beat_landed, self.phase)
+            && issued >= answered
+        {
+            (self.beat_ok, self.beat_landed) = (Some(sent), None);
+            if !self.announced {
+                self.announce(out);
+            }
+        }
     }
 
     /// Publishes a change of the gate.
@@ -542,7 +565,7 @@ impl Core {
     fn write_done(&mut self, token: Token, result: Result<(), String>, out: &mut Vec<Output>) {
         let Some(op) = self.ops.remove(&token) else { return };
         match (op, result) {
-            (Op::Beat { sent, member }, Ok(())) => self.beat_done(sent, member, out),
+            (Op::Beat { sent, member }, Ok(())) => self.beat_done(sent, member),
             (Op::Beat { .. }, Err(e)) => {
                 out.push(Output::Log(format!("writing the beat failed, trying again: {e}")));
                 self.next_beat = self.now + self.cfg.timing.beat_ms / 4;
@@ -562,33 +585,30 @@ impl Core {
                 out.push(Output::Log(format!("writing a record failed, trying again: {e}")));
                 self.retry_at = self.now + self.cfg.timing.beat_ms / 4;
             }
-            (Op::FreeBeat, _) => {
-                if self.phase == Phase::Leaving {
-                    self.phase = Phase::Ended;
-                    out.push(Output::Left);
-                }
+            (Op::FreeBeat, _) if self.phase == Phase::Leaving => {
+                self.phase = Phase::Ended;
+                out.push(Output::Left);
             }
             _ => {}
         }
     }
 
-    fn beat_done(&mut self, sent: Ms, member: bool, out: &mut Vec<Output>) {
+    fn beat_done(&mut self, sent: Ms, member: bool) {
         match self.phase {
             Phase::Claiming(c) => self.claim_written(c),
             Phase::Claimed(..) => self.beat_ok = Some(sent),
             // a claim's beat that was still under way
             Phase::Member if !member => self.next_beat = self.now,
             Phase::Member => {
-                self.beat_ok = Some(sent);
-                if !self.announced {
-                    self.announce(out);
-                }
+                // an unconfirmed older one stays: a stream of beats must not starve its confirmation
+                self.beat_landed = self.beat_landed.or(Some((sent, self.now)));
+                self.next_log_read = self.now;
             }
             _ => {}
         }
     }
 
-    /// The first beat as a member is on the LUN: now others can see this host live, and it may act.
+    /// The first beat as a member is on the LUN and the log still lists this host: it may act.
     fn announce(&mut self, out: &mut Vec<Output>) {
         let Some((slot, incarnation)) = self.me else { return };
         (self.announced, self.active) = (true, true);
@@ -627,5 +647,27 @@ impl Core {
             Phase::Claimed(s, _) => Some(s),
             _ => None,
         }
+    }
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("now", &self.now)
+            .field("phase", &self.phase)
+            .field("me", &self.me)
+            .field("epoch", &self.m.epoch())
+            .field("gate", &self.gate())
+            .field("proposing", &self.proposing)
+            .field("retry_at", &self.retry_at)
+            .field("px_failed", &self.px_failed)
+            .field("writing", &self.writing.as_ref().map(Membership::epoch))
+            .field("ops", &self.ops)
+            .field("fencing", &self.fencing)
+            .field("takeovers", &self.takeovers)
+            .field("replaying", &self.replaying)
+            .field("replayed", &self.replayed)
+            .field("dead", &self.m.dead())
+            .finish_non_exhaustive()
     }
 }

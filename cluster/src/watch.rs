@@ -80,6 +80,11 @@ impl Watch {
         self.seen.get(&s).map_or(0, |x| self.read_ms.saturating_sub(x.changed_ms))
     }
 
+    /// When the last successful read of the beats was issued.
+    pub(crate) fn read_ms(&self) -> Ms {
+        self.read_ms
+    }
+
     /// How long the slot's owner gave no sign of life, as far as was looked; claims of others on the slot are none.
     pub(crate) fn owner_silent_ms(&self, s: Slot) -> Ms {
         self.seen.get(&s).map_or(0, |x| self.read_ms.saturating_sub(x.owner_ms))

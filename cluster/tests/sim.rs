@@ -149,6 +149,22 @@ fn a_stopped_host_pauses_and_goes_on_or_is_evicted() {
     assert!(w.run_until(8000, World::healthy), "{}", w.tail());
 }
 
+/// Found by a random life: a host that wakes up just while it is evicted had its beat and its log read answered before the
+/// EVICT record, and acted on, while the fence rested on a read of the beats from before. Both sides now look again.
+#[test]
+fn waking_up_into_the_own_eviction() {
+    for round in 0..240 {
+        let mut w = up(3, 8, quick());
+        // the others sleep as well, so that the silence is long enough for the fence when they wake
+        w.rng = Rng(round | 1);
+        w.stop(0, 2000);
+        w.stop(2, 2000);
+        w.stop(1, 1990 + round % 60);
+        w.run(w.now + 5000);
+        assert!(w.run_until(8000, World::healthy), "{round}\n{}", w.tail());
+    }
+}
+
 #[test]
 fn the_recoverer_dies_in_the_middle() {
     for at in 0..40 {
@@ -163,7 +179,7 @@ fn the_recoverer_dies_in_the_middle() {
 
 /// One random life of a cluster; the trace comes back.
 fn random(seed: u64) -> Vec<String> {
-    let mut w = World::new(seed, 4, if seed % 3 == 0 { 4 } else { 8 }, quick());
+    let mut w = World::new(seed, 4, if seed.is_multiple_of(3) { 4 } else { 8 }, quick());
     w.faults = Faults { lose_percent: w.rng.below(30), slow_percent: w.rng.below(8), fail_percent: w.rng.below(4), restart: true };
     for i in 0..4 {
         w.start(i);
@@ -199,7 +215,7 @@ fn random(seed: u64) -> Vec<String> {
             w.start(i);
         }
     }
-    assert!(w.run_until(30_000, World::healthy), "seed {seed} does not heal\n{}", w.tail());
+    assert!(w.run_until(30_000, World::healthy), "seed {seed} does not heal\n{}\n{:?}", w.tail(), w.cores());
     w.trace
 }
 
@@ -207,7 +223,8 @@ fn random(seed: u64) -> Vec<String> {
 fn random_lives() {
     let seeds = std::env::var("LUNA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(150);
     let first = std::env::var("LUNA_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    for seed in first..first + seeds {
+    // 6: a host asked by its beat in the slot it was given under an older name of itself; 204: a leaving host owed a replay
+    for seed in [6, 204].into_iter().chain(first..first + seeds) {
         random(seed);
     }
 }

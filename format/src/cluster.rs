@@ -85,6 +85,9 @@ pub const DECIDE_LEAVE: u16 = 5;
 /// Decision: a cluster-wide setting.
 pub const DECIDE_SETTING: u16 = 6;
 
+/// Decision: another host replays a fenced one's journal, because the recoverer is no member any more.
+pub const DECIDE_TAKEOVER: u16 = 7;
+
 /// What a record decides: the value that Disk Paxos chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -157,8 +160,8 @@ pub struct SlotState {
     pub last_members: u64,
     /// 48: one of `SLOT_*`.
     pub state: u32,
-    /// 52: zero.
-    pub zero: u32,
+    /// 52: fenced: 1 + slot of the host that replays its journal.
+    pub recoverer: u32,
 }
 const _: () = assert!(size_of::<SlotState>() == 56);
 

@@ -66,7 +66,7 @@ impl Core {
         if more {
             self.read_log(out);
         } else {
-            self.log_ok = Some(self.log_ok.unwrap_or(0).max(issued));
+            self.renew_lease(issued, out);
         }
     }
 
@@ -83,7 +83,9 @@ impl Core {
         {
             self.learn(Membership::of(r, b), out);
         }
-        self.log_ok = Some(self.log_ok.unwrap_or(0).max(issued));
+        if self.phase != Phase::Ended {
+            self.renew_lease(issued, out);
+        }
     }
 
     /// Goes to a newer state; everything that changed is said.
@@ -117,6 +119,10 @@ impl Core {
             }
         }
         self.forget_recovered(&dead);
+        for d in dead.iter().filter(|d| !d.fenced) {
+            self.evict_seen.entry((d.slot, d.incarnation)).or_insert(self.now);
+            self.next_beats_read = self.now;
+        }
         if self.phase == Phase::Member {
             self.new_council();
             if self.announced && d.kind != DECIDE_SETTING && d.kind != DECIDE_NOTHING {
@@ -162,8 +168,7 @@ impl Core {
         self.stop_proposing(self.now);
         self.me = Some((slot, self.m.slot(slot).incarnation));
         (self.phase, self.request_slot) = (Phase::Member, None);
-        (self.next_beat, self.beat_ok) = (self.now, None);
-        self.log_ok = Some(self.now);
+        (self.next_beat, self.beat_ok, self.beat_landed) = (self.now, None, None);
     }
 
     /// Has what is wanted chosen, one step at a time.

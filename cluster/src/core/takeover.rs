@@ -59,7 +59,7 @@ impl Core {
         }
         for (s, i) in self.m.in_state(area, SLOT_EVICTED) {
             if let Some(Fencing::Done(method)) = self.fencing.get(&(s, i))
-                && self.fence_holds(s, *method)
+                && self.fence_holds(s, i, *method)
             {
                 let proof = text(&format!("{method:?}"));
                 return Some(Decision { method: *method as u16, text: proof, ..Decision::new(DECIDE_FENCED, s, i, by) });
@@ -129,7 +129,7 @@ impl Core {
     /// Whether this host deals with this dead one.
     fn my_turn(&self, s: Slot, i: Incarnation) -> bool {
         match self.takeovers.get(&(s, i)) {
-            Some(by) if self.phase == Phase::Member && !self.leave_requested => {
+            Some(by) if self.phase == Phase::Member => {
                 let sound = self.watch.suspicion(*by, &self.cfg.timing).is_none();
                 Some(*by) == self.me.map(|m| m.0) || !sound && self.acts()
             }
@@ -154,9 +154,12 @@ impl Core {
         self.m.orphaned(s) && by.is_none_or(|by| by >= self.cfg.area.slots || self.unclaimed(by, self.nonce))
     }
 
-    /// Time is part of a fence that consists of nothing else; the other methods are exact.
-    fn fence_holds(&self, s: Slot, method: FenceMethod) -> bool {
-        method != FenceMethod::Lease || self.claimed_over(s) || self.watch.owner_silent_ms(s) >= self.cfg.timing.wait_ms()
+    /// Time is part of a fence that consists of nothing else; the other methods are exact. The silence must have been seen by
+    /// a read of the beats issued after EVICT was on the LUN: a host that came back to life is either seen, or sees EVICT.
+    fn fence_holds(&self, s: Slot, i: Incarnation, method: FenceMethod) -> bool {
+        let looked = self.evict_seen.get(&(s, i)).is_some_and(|t| self.watch.read_ms() >= *t);
+        let silent = looked && self.watch.owner_silent_ms(s) >= self.cfg.timing.wait_ms();
+        method != FenceMethod::Lease || self.claimed_over(s) || silent
     }
 
     /// Orders fences and replays.
@@ -274,6 +277,7 @@ impl Core {
     pub(super) fn forget_recovered(&mut self, dead: &[Dead]) {
         let known = |k: &(Slot, Incarnation)| dead.iter().any(|d| (d.slot, d.incarnation) == *k);
         self.fencing.retain(|k, _| known(k) || self.m.is_member(k.0, k.1));
+        self.evict_seen.retain(|k, _| known(k));
         self.replaying.retain(|k, _| known(k));
         self.replayed.retain(known);
         self.takeovers.retain(|k, _| known(k));

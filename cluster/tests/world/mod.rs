@@ -449,6 +449,10 @@ impl World {
         self.records.iter().map(read).map(|r| (r.decision.kind, r.decision.slot, r.decision.incarnation)).collect()
     }
 
+    pub(crate) fn cores(&self) -> Vec<&Core> {
+        self.hosts.iter().filter_map(|h| h.core.as_ref()).collect()
+    }
+
     pub(crate) fn tail(&self) -> String {
         self.trace[self.trace.len().saturating_sub(60)..].join("\n")
     }
