@@ -10,7 +10,7 @@
 
 use crate::error::{FsError, Step, Stop};
 use crate::tx::{Effect, Tx};
-use crate::volume::Volume;
+use crate::volume::{Needs, Ran, Volume, Wait};
 use crate::{alloc, dir, extent, inode, names, xattr};
 use luna_dlm::{LockError, Mode};
 use luna_format::inode::{FLAG_ORPHAN, Inode, Layout};
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Entries of an orphan directory read at once.
 const PAGE: usize = 256;
+/// Tries to get all rights at once before an orphan is left to the next sweep.
+const ATTEMPTS: u64 = 20;
 /// Extents or leaves freed in one transaction.
 const STEP: usize = 64;
 
@@ -70,24 +72,45 @@ pub struct Sweep {
 
 /// Frees one orphan, if nobody has it open. May wait for other hosts to write back.
 pub fn reap(vol: &Volume, ino: Ino) -> Result<Reaped, FsError> {
-    let _alone = match vol.locks.try_want(&names::open(ino), Mode::Ex) {
-        Ok(hold) => hold,
-        Err(LockError::WouldBlock) => return Ok(Reaped::InUse),
-        Err(e @ LockError::Withdrawn) => return Err(FsError::Withdrawn(e.to_string())),
-    };
     let mut from = Some(0);
     while let Some(start) = from {
-        from = vol.run(|tx| {
+        let step = alone(vol, ino, |tx| {
             let Some(i) = orphan(tx, ino)? else { return Ok(None) };
             shorten(tx, ino, &i, start)
         })?;
+        let Some(next) = step else { return Ok(Reaped::InUse) };
+        from = next;
     }
-    let freed = vol.run(|tx| {
-        let Some(i) = orphan(tx, ino)? else { return Ok(false) };
+    let freed = alone(vol, ino, |tx| {
+        let Some(i) = orphan(tx, ino)? else { return Ok(Reaped::Nothing) };
         free(tx, ino, &i)?;
-        Ok(true)
+        Ok(Reaped::Freed)
     })?;
-    Ok(if freed { Reaped::Freed } else { Reaped::Nothing })
+    Ok(freed.unwrap_or(Reaped::InUse))
+}
+
+/// Runs a body while no host has `ino` open; `None` when one has. The open right sorts after all others that a body takes,
+/// so nothing is waited for while it is held: what is missing is fetched without it, and everything tried again.
+/// Nobody can open the inode between two runs, because an inode without links is not opened anew.
+fn alone<T>(vol: &Volume, ino: Ino, mut body: impl FnMut(&mut Tx<'_>) -> Step<T>) -> Result<Option<T>, FsError> {
+    let mut needs = Needs::new();
+    for attempt in 0..ATTEMPTS {
+        let hold = match vol.locks.try_want(&names::open(ino), Mode::Ex) {
+            Ok(hold) => hold,
+            Err(LockError::WouldBlock) => return Ok(None),
+            Err(e @ LockError::Withdrawn) => return Err(FsError::Withdrawn(e.to_string())),
+        };
+        // this host's own open files do not show as long as the right is cached here in EX
+        let ran = vol.run_with(&mut needs, Wait::No, |tx| if vol.is_open(ino) { Ok(None) } else { body(tx).map(Some) })?;
+        if let Ran::Done(value, _) = ran {
+            return Ok(value);
+        }
+        drop(hold);
+        vol.run_with(&mut needs, Wait::Yes, |_| Ok(()))?;
+        std::thread::sleep(Duration::from_millis(attempt));
+    }
+    // others want the same rights all the time: the next sweep tries again
+    Ok(None)
 }
 
 /// The fields of an inode that waits to be freed; `None` for any other.

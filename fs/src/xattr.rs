@@ -4,6 +4,7 @@
 //! inode without attributes has no block. The block lies under the inode's lock. Not here: what an ACL means.
 
 use crate::error::{Fetch, FsError, Step};
+use crate::op::stamp;
 use crate::tx::{Effect, Tx};
 use crate::{alloc, inode, names};
 use luna_dlm::Mode;
@@ -123,7 +124,7 @@ fn store(tx: &mut Tx<'_>, ino: Ino, i: &Inode, records: &[u8]) -> Step<()> {
     tx.effect(Effect::Inode(ino));
     if records.is_empty() {
         free(tx, ino, i)?;
-        return inode::update(tx, ino, |i| i.ctime_ns = now);
+        return inode::update(tx, ino, |i| stamp(i, now)).map(|_| ());
     }
     let (block, b) = if i.xattr_block == 0 {
         let (block, floor) = alloc::meta_block(tx, ino)?;
@@ -136,8 +137,9 @@ fn store(tx: &mut Tx<'_>, ino: Ino, i: &Inode, records: &[u8]) -> Step<()> {
     b.0[RECORDS_AT + records.len()..].fill(0);
     let fresh = i.xattr_block == 0;
     inode::update(tx, ino, |i| {
-        (i.xattr_block, i.ctime_ns) = (block, now);
+        i.xattr_block = block;
         i.blocks += u64::from(fresh);
+        stamp(i, now);
     })
 }
 

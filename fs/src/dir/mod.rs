@@ -11,6 +11,7 @@ pub use records::Target;
 
 use crate::error::{FsError, Step};
 use crate::inode;
+use crate::op::stamp;
 use crate::tx::{Effect, Tx};
 use luna_format::Ino;
 use luna_format::dir::{Dirent, entries, hash, name_ok, record_bytes};
@@ -191,7 +192,7 @@ fn touch(tx: &mut Tx<'_>, dir: Ino, change: impl FnOnce(&mut Inode)) -> Step<()>
     let now = tx.now_ns;
     inode::update(tx, dir, |i| {
         change(i);
-        (i.mtime_ns, i.ctime_ns) = (now, now);
+        i.mtime_ns = stamp(i, now);
     })?;
     tx.effect(Effect::Inode(dir));
     Ok(())

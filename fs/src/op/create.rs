@@ -35,14 +35,7 @@ pub fn mkdir(tx: &mut Tx<'_>, parent: Ino, name: &[u8], mode: u32, cred: &Cred) 
 }
 
 /// A new inode under a new name; `init` sets what is special to its type.
-pub(super) fn make(
-    tx: &mut Tx<'_>,
-    parent: Ino,
-    name: &[u8],
-    mode: u32,
-    cred: &Cred,
-    init: impl FnOnce(&mut Inode),
-) -> Step<Attr> {
+pub(super) fn make(tx: &mut Tx<'_>, parent: Ino, name: &[u8], mode: u32, cred: &Cred, init: impl FnOnce(&mut Inode)) -> Step<Attr> {
     dir::valid(name)?;
     let p = parent_for_change(tx, parent)?;
     if dir::find(tx, parent, name)?.is_some() {

@@ -1,7 +1,7 @@
 //! A further name for a file.
 
 use super::attr::Attr;
-use super::{LINK_MAX, is_dir, parent_for_change};
+use super::{LINK_MAX, is_dir, parent_for_change, stamp};
 use crate::dir::{self, Target};
 use crate::error::{FsError, Step};
 use crate::tx::{Effect, Tx};
@@ -28,7 +28,8 @@ pub fn link(tx: &mut Tx<'_>, ino: Ino, parent: Ino, name: &[u8]) -> Step<Attr> {
     dir::insert(tx, parent, name, &Target { ino, generation: i.generation, kind: (i.mode >> 12) as u8 })?;
     let now = tx.now_ns;
     let i = inode::update(tx, ino, |i| {
-        (i.nlink, i.ctime_ns) = (i.nlink + 1, now);
+        i.nlink += 1;
+        stamp(i, now);
         *i
     })?;
     tx.effect(Effect::Inode(ino));

@@ -51,6 +51,12 @@ pub fn is_dir(mode: u32) -> bool {
     mode & S_IFMT == S_IFDIR
 }
 
+/// Stamps a change: the change time always grows, even where the clocks of two hosts disagree. Returns the time.
+pub fn stamp(i: &mut Inode, now_ns: i64) -> i64 {
+    i.ctime_ns = now_ns.max(i.ctime_ns.saturating_add(1));
+    i.ctime_ns
+}
+
 /// A directory in which names are about to change: EX, and still part of the tree.
 fn parent_for_change(tx: &mut Tx<'_>, parent: Ino) -> Step<Inode> {
     tx.need(names::inode(parent), Mode::Ex)?;

@@ -5,7 +5,7 @@
 
 use super::lookup::led_to;
 use super::unlink::{drop_dir, drop_file};
-use super::{LINK_MAX, is_dir, parent_for_change};
+use super::{LINK_MAX, is_dir, parent_for_change, stamp};
 use crate::dir::{self, Target};
 use crate::error::{FsError, Step};
 use crate::tx::{Effect, Tx};
@@ -131,7 +131,7 @@ fn exchange(tx: &mut Tx<'_>, from: Spot<'_>, to: Spot<'_>, source: &Target, targ
 fn settle(tx: &mut Tx<'_>, t: &Target, parent: Ino) -> Step<()> {
     let now = tx.now_ns;
     inode::update(tx, t.ino, |i| {
-        i.ctime_ns = now;
+        stamp(i, now);
         if of_dir(t) {
             i.parent = parent;
         }

@@ -1,7 +1,7 @@
 //! Permissions, owner and times. Sizes are the data path's business.
 
 use super::attr::{Attr, Cred};
-use super::{S_IFMT, S_ISGID, S_ISUID, S_IXGRP, is_dir};
+use super::{S_IFMT, S_ISGID, S_ISUID, S_IXGRP, is_dir, stamp};
 use crate::error::Step;
 use crate::tx::{Effect, Tx};
 use crate::{inode, names};
@@ -30,7 +30,7 @@ pub struct SetAttr {
     pub atime: Option<When>,
     /// Modification time.
     pub mtime: Option<When>,
-    /// Change time; now, when not given.
+    /// Change time; now, when not given. Never falls.
     pub ctime: Option<When>,
 }
 
@@ -63,7 +63,10 @@ pub fn setattr(tx: &mut Tx<'_>, ino: Ino, set: &SetAttr, cred: &Cred) -> Step<At
         }
         i.atime_ns = set.atime.map_or(i.atime_ns, at);
         i.mtime_ns = set.mtime.map_or(i.mtime_ns, at);
-        i.ctime_ns = set.ctime.map_or(now, at);
+        let changed = stamp(i, now);
+        if let Some(When::Set(ns)) = set.ctime {
+            i.ctime_ns = changed.max(ns);
+        }
         *i
     })?;
     tx.effect(Effect::Inode(ino));

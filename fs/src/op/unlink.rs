@@ -1,7 +1,7 @@
 //! Names go: of files, and of empty directories. What loses its last name becomes an orphan in the same transaction.
 
 use super::lookup::led_to;
-use super::{S_IFDIR, is_dir, parent_for_change};
+use super::{S_IFDIR, is_dir, parent_for_change, stamp};
 use crate::error::{FsError, Step};
 use crate::tx::{Effect, Tx};
 use crate::{dir, inode, names, orphan};
@@ -50,7 +50,10 @@ pub(super) fn drop_file(tx: &mut Tx<'_>, ino: Ino) -> Step<()> {
         return Err(FsError::Damaged { ino, what: "a name counts a link that the inode does not have" }.into());
     }
     let now = tx.now_ns;
-    inode::update(tx, ino, |i| (i.nlink, i.ctime_ns) = (i.nlink - 1, now))?;
+    inode::update(tx, ino, |i| {
+        i.nlink -= 1;
+        stamp(i, now);
+    })?;
     tx.effect(Effect::Inode(ino));
     if i.nlink == 1 { orphan::enlist(tx, ino) } else { Ok(()) }
 }
@@ -63,7 +66,10 @@ pub(super) fn drop_dir(tx: &mut Tx<'_>, ino: Ino) -> Step<()> {
         return Err(FsError::NotEmpty.into());
     }
     let now = tx.now_ns;
-    inode::update(tx, ino, |i| (i.nlink, i.ctime_ns) = (0, now))?;
+    inode::update(tx, ino, |i| {
+        i.nlink = 0;
+        stamp(i, now);
+    })?;
     tx.effect(Effect::Inode(ino));
     orphan::enlist(tx, ino)
 }
