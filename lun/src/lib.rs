@@ -19,6 +19,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,6 +189,13 @@ pub trait DataQueue: Send + Sync {
     /// about to be submitted (whoever submits it calls `drive` too). Then, if requests are in flight on a connection where
     /// nobody receives, becomes the receiver and runs completions until nothing is in flight, and returns.
     fn drive(&self, more: &dyn Fn() -> bool);
+
+    /// [`DataQueue::drive`] for a thread that is awaited elsewhere too, for example at `/dev/fuse`: returns as soon as `wake` is
+    /// readable, perhaps with requests unsent and in flight. Whoever then takes what made `wake` readable, and be it no
+    /// disk request at all, must call this again; that is what keeps the queue moving.
+    fn drive_until(&self, wake: BorrowedFd<'_>) {
+        self.drive(&|| stream::readable(wake));
+    }
 
     /// Sends whatever is buffered now; does not receive.
     fn kick(&self);

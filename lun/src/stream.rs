@@ -97,15 +97,25 @@ impl Stream {
         Ok(rustix::net::sendmsg(self, parts, &mut SendAncillaryBuffer::default(), flags)?)
     }
 
+    /// Like [`Stream::wait`], and also until `wake` is readable; says whether one of the streams is ready.
+    pub(crate) fn wait_with(streams: &[(&Self, bool, bool)], wake: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+        Self::wait_on(streams, Some(wake), timeout)
+    }
+
     /// Waits until there is something to receive, or (if asked) room to send, or the time is over; says whether something is.
     pub(crate) fn wait(streams: &[(&Self, bool, bool)], timeout: Duration) -> io::Result<bool> {
-        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(streams.len());
+        Self::wait_on(streams, None, timeout)
+    }
+
+    fn wait_on(streams: &[(&Self, bool, bool)], wake: Option<BorrowedFd<'_>>, timeout: Duration) -> io::Result<bool> {
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(streams.len() + 1);
         for (stream, input, output) in streams {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, *input);
             flags.set(PollFlags::OUT, *output);
             fds.push(PollFd::new(*stream, flags));
         }
+        fds.extend(wake.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let timeout = Timespec::try_from(timeout).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         match poll(&mut fds, Some(&timeout)) {
             Ok(count) => Ok(count > 0),
@@ -142,6 +152,12 @@ impl Write for &Stream {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Whether something can be read from `fd` now.
+pub(crate) fn readable(fd: BorrowedFd<'_>) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&now)), Ok(count) if count > 0)
 }
 
 /// Whether an error only says "not now".

@@ -15,6 +15,7 @@
 //! than [`NAP`]. Sends never block, so a server that waits for us to receive can not lock us up.
 
 use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::reconnect::Target;
 use super::table::{Pending, Table};
 use super::wire::{self, REPLY_BYTES, Reply, Request, cmd};
-use crate::stream::{Stream, is_again};
+use crate::stream::{Stream, is_again, readable};
 use crate::{AlignedBuf, DataQueue, Durability, LunError, ReadDone, Result, WriteDone, check_range};
 
 /// Connections at most.
@@ -397,7 +398,7 @@ impl Inner {
     }
 
     /// Nothing is there: sends what others left, looks a little longer if that pays, then sleeps a nap.
-    fn idle(&self, held: &mut Held<'_>) {
+    fn idle(&self, held: &mut Held<'_>, wake: Option<BorrowedFd<'_>>) {
         for conn in &self.connections {
             conn.pump();
         }
@@ -405,7 +406,7 @@ impl Inner {
         if depth <= SPIN_DEPTH && self.spin(held) {
             return;
         }
-        if let ([conn], Some(Some(_))) = (self.connections.as_slice(), held.first())
+        if let ([conn], Some(Some(_)), None) = (self.connections.as_slice(), held.first(), wake)
             && conn.unsent.load(Ordering::SeqCst) == 0
         {
             if !self.round(held, true) {
@@ -417,7 +418,11 @@ impl Inner {
             .filter_map(|(conn, slot)| slot.as_ref().map(|side| (Arc::clone(&side.stream), conn.unsent.load(Ordering::SeqCst) > 0)))
             .collect();
         let watch: Vec<(&Stream, bool, bool)> = streams.iter().map(|(stream, output)| (&**stream, true, *output)).collect();
-        if !matches!(Stream::wait(&watch, NAP), Ok(true)) {
+        let ready = match wake {
+            Some(wake) => Stream::wait_with(&watch, wake, NAP),
+            None => Stream::wait(&watch, NAP),
+        };
+        if !matches!(ready, Ok(true)) {
             self.silence(held);
         }
     }
@@ -560,7 +565,7 @@ impl DataQueue for NbdQueue {
         while inner.take(&mut held) {
             full = None;
             if !inner.round(&mut held, false) && held.iter().any(Option::is_some) {
-                inner.idle(&mut held);
+                inner.idle(&mut held, None);
             }
         }
         // Somebody else receives and the socket was full: the receiver may sleep and not know, so this thread goes on sending.
@@ -569,6 +574,30 @@ impl DataQueue for NbdQueue {
                 let Some(stream) = conn.sending.try_lock().map(|sending| Arc::clone(&sending.stream)) else { break };
                 let _ = Stream::wait(&[(&stream, false, true)], NAP);
                 conn.pump();
+            }
+        }
+    }
+
+    fn drive_until(&self, wake: BorrowedFd<'_>) {
+        let inner = &self.inner;
+        let unsent: usize = inner.connections.iter().map(|conn| conn.unsent.load(Ordering::SeqCst)).sum();
+        if unsent < BATCH && readable(wake) {
+            return;
+        }
+        self.kick();
+        loop {
+            let mut held: Held<'_> = std::array::from_fn(|_| None);
+            if !inner.take(&mut held) {
+                return;
+            }
+            if !inner.round(&mut held, false) && held.iter().any(Option::is_some) {
+                inner.idle(&mut held, Some(wake));
+            }
+            // The role goes back before the look: who found it taken and went to wait at `wake` relies on this second look.
+            drop(held);
+            fence(Ordering::SeqCst);
+            if readable(wake) {
+                return;
             }
         }
     }
