@@ -54,7 +54,7 @@ impl Control {
                     return;
                 }
                 let answer = Arc::clone(&answer);
-                let _ = std::thread::Builder::new().name("luna-control-1".into()).spawn(move || one(stream, &answer));
+                let _ = std::thread::Builder::new().name("luna-control-1".into()).spawn(move || one(stream, &*answer));
             }
         })?;
         Ok(Self { path, stop })

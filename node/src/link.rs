@@ -8,9 +8,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// The most bytes kept for a peer that does not acknowledge; beyond it the peer's link counts as broken.
-pub const MAX_UNACKED_BYTES: usize = 256 << 20;
-
 /// A numbered message.
 #[derive(Clone, Debug)]
 pub struct Numbered {
@@ -46,16 +43,14 @@ pub enum Arrival {
 }
 
 impl Link {
-    /// Numbers a message and keeps it. `None` when the peer is too far behind.
-    pub fn send(&mut self, payload: Vec<u8>) -> Option<Numbered> {
-        if self.unacked_bytes + payload.len() > MAX_UNACKED_BYTES {
-            return None;
-        }
+    /// Numbers a message and keeps it until it is acknowledged. Never refuses: a message lost here would stall a lock for
+    /// ever, and a peer that does not acknowledge is evicted within the lease, which ends this link.
+    pub fn send(&mut self, payload: Vec<u8>) -> Numbered {
         self.sent += 1;
         self.unacked_bytes += payload.len();
         let n = Numbered { seq: self.sent, payload: payload.into() };
         self.unacked.push_back(n.clone());
-        Some(n)
+        n
     }
 
     /// The peer has everything up to `ack`.
@@ -97,6 +92,11 @@ impl Link {
         self.received
     }
 
+    /// Bytes that wait for an acknowledgement.
+    pub fn unacked_bytes(&self) -> usize {
+        self.unacked_bytes
+    }
+
     /// What must be sent again on a new transport.
     pub fn unacked(&self) -> impl Iterator<Item = &Numbered> {
         self.unacked.iter()
@@ -122,7 +122,7 @@ mod tests {
             let mut wire: VecDeque<Numbered> = VecDeque::new();
             for step in 0u32..2000 {
                 match rng.u8(0..10) {
-                    0..4 if step < 1500 => wire.extend(a.send(step.to_le_bytes().to_vec())),
+                    0..4 if step < 1500 => wire.push_back(a.send(step.to_le_bytes().to_vec())),
                     4 => wire.clear(),
                     5 => wire = a.unacked().cloned().collect(),
                     6 => a.acked(b.ack()),

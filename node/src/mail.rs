@@ -108,7 +108,10 @@ impl Mail {
                 let ack = wire::encode_frame(&Frame::Ack(o.ack));
                 frames.extend(fc::frames_of(o.slot, &tagged(o.incarnation, self.me.1, &ack)));
             }
-            for (seq, payload) in o.messages.iter().filter(|m| m.0 > s.upto) {
+            for (seq, payload) in &o.messages {
+                if *seq <= s.upto {
+                    continue;
+                }
                 if frames.len() > BURST {
                     break;
                 }

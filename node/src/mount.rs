@@ -230,8 +230,8 @@ fn start_fs(site: &Arc<Site>, lun: Lun, beats: &Lun, slot: Slot, incarnation: In
     spawn("luna-mail", move || mail.run(&s.stop))?;
     reaper.sweep(slot);
     let o = &site.options;
-    let opts = MountOpts { nosuid: o.nosuid, nodev: o.nodev, read_only: o.read_only, source: o.lun.to_string(), ..MountOpts::default() };
-    let mounted = luna_fs::fuse::mount(fs, &o.dir, &opts).map_err(NodeError::system("mounting through FUSE"))?;
+    let opts = MountOpts { suid: !o.nosuid, dev: !o.nodev, read_only: o.read_only, source: o.lun.to_string(), ..MountOpts::default() };
+    let mounted = luna_fs::fuse::mount(&fs, &o.dir, &opts).map_err(NodeError::system("mounting through FUSE"))?;
     let s = Arc::clone(site);
     let control = Control::start(&o.dir, Arc::new(move |line: &str| crate::status::answer(&s, line)));
     let control = control.map_err(NodeError::system("opening the control socket in /run/luna"))?;
@@ -271,7 +271,9 @@ impl MountedHost {
         mounted.join().map_err(NodeError::system("serving FUSE"))?;
         let started = now_ms();
         if let Some(r) = site.running.get() {
-            r.fs.shutdown();
+            if let Err(e) = r.fs.shutdown() {
+                tracing::error!(error = %e, "could not bring everything home");
+            }
         }
         leave(&site, &left);
         stop_threads(&site);

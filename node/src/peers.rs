@@ -155,11 +155,7 @@ impl Peers {
     pub fn send(&self, to: Slot, payload: Vec<u8>) {
         let mut table = self.table.lock();
         let Some(p) = table.get_mut(&to) else { return };
-        let Some(n) = p.link.send(payload) else {
-            tracing::warn!(slot = to, "peer is too far behind; its connection is closed");
-            p.conns.iter().for_each(|c| c.close());
-            return;
-        };
+        let n = p.link.send(payload);
         self.counters.sent.fetch_add(1, Ordering::Relaxed);
         if let Some(c) = p.conns.last() {
             p.sent = Instant::now();

@@ -54,7 +54,7 @@ fn status(site: &Site) -> Value {
         let (blocks, dirty) = v.meta_counts();
         let space = v.space();
         out["space"] = json!({ "total_bytes": space.0 * 4096, "free_bytes": space.1 * 4096 });
-        out["journal"] = json!({ "total_blocks": j.ring_blocks, "used_blocks": j.ring_blocks.saturating_sub(j.free_blocks), "sequence": v.journal.running() });
+        out["journal"] = json!({ "total_blocks": j.ring_blocks, "used_blocks": j.used_blocks, "sequence": v.journal.running() });
         let mastered = site.host.look(|_, d, _| d.map_or(0, |d| d.dump().iter().filter(|l| l.master.map(|m| (m.slot, m.incarnation)) == me).count()));
         let dump = v.locks.dump();
         let held = dump.iter().filter(|l| l.granted != luna_dlm::Mode::Nl).count();
