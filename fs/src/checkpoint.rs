@@ -93,7 +93,7 @@ impl Volume {
     /// Records whose every image is at home leave the journal. Called under the write-back mutex after a flush.
     fn retire(&self) {
         let durable = self.journal.durable();
-        let oldest = self.meta.lock().oldest_dirty();
+        let oldest = self.meta.lock().oldest_dirty(durable);
         let upto = oldest.map_or(durable, |o| durable.min(o.saturating_sub(1)));
         self.journal.retire(upto);
     }
@@ -114,6 +114,9 @@ impl Volume {
         let mut meta = self.meta.lock();
         for (start, ..) in ready {
             meta.busy.remove(&start);
+            if let Some(ag) = self.sb.ag_of(start) {
+                meta.run_hint.remove(&ag);
+            }
         }
         Ok(())
     }

@@ -15,8 +15,15 @@ pub enum Stop {
     Lock(Name, Mode),
     /// It also needs this metadata block in the cache.
     Block(Fetch),
-    /// The journal is full: checkpoint, then run again.
+    /// The journal is full, or the only free blocks wait for it: checkpoint, then run again.
     Journal,
+    /// It wants to make a free segment a metadata segment: write zeroes over it first, under its group's lock, then run again.
+    Zero {
+        /// First block of the segment.
+        start: BlockNo,
+        /// Its blocks.
+        len: u64,
+    },
 }
 
 /// A metadata block to be read: where, and what it must be.

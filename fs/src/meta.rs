@@ -4,6 +4,7 @@
 //! block passed `format::open`; a dirty block's newest image is in the journal's running or durable batch `last`, its
 //! oldest image that is not at home in batch `first`. Not here: I/O (see `volume`), meaning (see `tx` and the operations).
 
+use crate::names::{self, Class};
 use luna_dlm::Name;
 use luna_format::{Block, BlockNo, Kind};
 use luna_journal::Sequence;
@@ -48,12 +49,27 @@ pub struct Meta {
     pub free_hint: BTreeMap<u64, (u64, u64)>,
     /// The group this host allocates from.
     pub home_group: u64,
+    /// Free segments (by first block, with their group) that this host filled with zeroes on the LUN and that nobody used since.
+    pub zeroed: BTreeMap<BlockNo, u64>,
+    /// Groups whose lock another host took away: to be left to it while there are others. A hint.
+    pub lost: BTreeSet<u64>,
+    /// The longest free data run a group had when it was searched in vain. A hint.
+    pub run_hint: BTreeMap<u64, u64>,
+    /// Where in a group the last search (data, metadata) ended. A hint.
+    pub cursor: BTreeMap<u64, (u64, u64)>,
+    /// Purged while dirty: batch of the purge, oldest batch that still held an image.
+    ghosts: BTreeMap<Sequence, Sequence>,
     fetching: usize,
     evicted: HashSet<BlockNo>,
     tick: u64,
 }
 
 impl Meta {
+    /// An empty cache of a host that allocates from `home_group` first.
+    pub fn at_home(home_group: u64) -> Self {
+        Self { home_group, ..Self::default() }
+    }
+
     /// The cached block, if it is there.
     pub fn get(&mut self, block: BlockNo) -> Option<&Cached> {
         self.tick += 1;
@@ -77,7 +93,7 @@ impl Meta {
     pub fn fetch_end(&mut self, block: BlockNo, read: Option<(Arc<Block>, Kind, Name)>) {
         self.fetching -= 1;
         if let Some((image, kind, lock)) = read
-            && !self.blocks.contains_key(&block)
+            && self.blocks.get(&block).is_none_or(|c| c.lock != lock && c.dirty.is_none())
             && !self.evicted.contains(&block)
         {
             self.put(block, Cached { image, kind, lock, dirty: None, used: self.tick });
@@ -146,13 +162,35 @@ impl Meta {
         }
     }
 
-    /// The oldest batch that still has an image that is not at home.
-    pub fn oldest_dirty(&self) -> Option<Sequence> {
+    /// Forgets a metadata block that batch `sequence` freed. Its journaled images stay needed until that batch is durable.
+    pub fn purge(&mut self, block: BlockNo, sequence: Sequence) {
+        let Some(c) = self.blocks.get(&block).cloned() else { return };
+        if let Some((first, _)) = c.dirty {
+            let oldest = self.ghosts.get(&sequence).map_or(first, |g| first.min(*g));
+            self.ghosts.insert(sequence, oldest);
+        }
+        self.unlink(&c.lock, block);
+        self.drop_block(block);
+    }
+
+    /// The oldest batch that still has an image that is not at home, given what is durable.
+    pub fn oldest_dirty(&mut self, durable: Sequence) -> Option<Sequence> {
+        self.ghosts.retain(|purged, _| *purged > durable);
+        let ghost = self.ghosts.values().min().copied();
+        let block = self.oldest_block();
+        ghost.into_iter().chain(block).min()
+    }
+
+    fn oldest_block(&self) -> Option<Sequence> {
         self.dirty.iter().filter_map(|b| self.blocks.get(b)?.dirty.map(|(first, _)| first)).min()
     }
 
     /// Forgets every block of `lock`. They must be clean, unless the host withdraws.
     pub fn forget(&mut self, lock: &Name) {
+        if let Some((Class::Group, ag)) = names::split(lock) {
+            self.zeroed.retain(|_, g| *g != ag);
+            self.lost.insert(ag);
+        }
         for b in self.by_lock.remove(lock).into_iter().flatten() {
             self.drop_block(b);
         }

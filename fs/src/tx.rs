@@ -5,11 +5,12 @@
 //! never waits: what it misses it returns as a [`Stop`], the overlay is dropped, and the driver runs it again. So a body
 //! sees one consistent state and has no effect until it returns `Ok`.
 //!
-//! Invariants: a block is read only under PR (or more) and changed only under EX of its lock (R2); its version grows with
+//! Invariants: a block is read only under CR (or more) and changed only under EX of its lock (R2); its version grows with
 //! each transaction (R2, R5); a metadata block that is created starts above its group's version floor.
 
 use crate::error::{Fetch, FsError, Step, Stop};
 use crate::meta::Meta;
+use crate::names;
 use luna_dlm::{Mode, Name};
 use luna_format::superblock::Superblock;
 use luna_format::{Block, BlockNo, Ino, Kind};
@@ -45,6 +46,13 @@ pub enum Effect {
     },
     /// Attributes or size of this inode changed.
     Inode(Ino),
+    /// Of what the data path knows about this inode, only the size changed.
+    Size {
+        /// The file.
+        ino: Ino,
+        /// Its new size.
+        size: u64,
+    },
     /// The inode lost its last name: the reaper may free it when nobody has it open.
     Orphan(Ino),
     /// The inode is gone.
@@ -69,6 +77,7 @@ pub struct Tx<'a> {
     rights: &'a Rights,
     pub(crate) staged: BTreeMap<BlockNo, Staged>,
     pub(crate) freed: Vec<(BlockNo, u64, bool)>,
+    pub(crate) spent: Vec<BlockNo>,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -82,7 +91,7 @@ impl<'a> Tx<'a> {
         meta: &'a mut Meta,
         rights: &'a Rights,
     ) -> Self {
-        Self { sb, volume, now_ns, slot, meta, rights, staged: BTreeMap::new(), freed: Vec::new(), effects: Vec::new() }
+        Self { sb, volume, now_ns, slot, meta, rights, staged: BTreeMap::new(), freed: Vec::new(), spent: Vec::new(), effects: Vec::new() }
     }
 
     /// Demands a right; stops the body when it is not there.
@@ -98,15 +107,30 @@ impl<'a> Tx<'a> {
         self.rights.get(name).is_some_and(|held| held.covers(mode))
     }
 
-    /// Reads a metadata block.
+    /// The allocation groups that this operation has alone, in order.
+    pub fn own_groups(&self) -> Vec<u64> {
+        let all = self.rights.range(names::group(0)..=names::group(u64::MAX));
+        all.filter(|(_, m)| m.covers(Mode::Ex)).filter_map(|(n, _)| names::split(n).map(|(_, ag)| ag)).collect()
+    }
+
+    /// A segment that was free got a type: whatever was known about its bytes ends when this commits.
+    pub(crate) fn spend_segment(&mut self, start: BlockNo) {
+        self.spent.push(start);
+    }
+
+    /// Reads a metadata block. CR is enough, since nobody changes one without EX; who has nothing asks for PR.
     pub fn read(&mut self, f: Fetch) -> Step<&Block> {
-        self.need(f.lock, Mode::Pr)?;
+        if !self.has(&f.lock, Mode::Cr) {
+            return Err(Stop::Lock(f.lock, Mode::Pr));
+        }
         if self.staged.contains_key(&f.block) {
             let s = &self.staged[&f.block];
             return if s.kind == f.kind && s.owner == f.owner { Ok(&s.block) } else { Err(wrong(&f, s.kind).into()) };
         }
         match self.meta.get(f.block) {
             None => Err(Stop::Block(f)),
+            // an image left over from an earlier use of the address, under another lock: read the block again
+            Some(c) if c.lock != f.lock && c.dirty.is_none() => Err(Stop::Block(f)),
             Some(c) if c.kind != f.kind || c.image.header().owner != f.owner => Err(wrong(&f, c.kind).into()),
             Some(c) => Ok(&c.image),
         }

@@ -18,17 +18,25 @@ use luna_journal::{Image, Journal, Sequence};
 use luna_lun::{DataQueue, Disk};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use zerocopy::IntoBytes;
 
 /// How often a body may run again before the operation is given up as a bug of ours.
 const MAX_RUNS: u32 = 1_000_000;
+/// Bitmap blocks of a group read at once (a group of 1 GiB has 9).
+const BITMAPS_AHEAD: u64 = 32;
 
 /// What the rest of the host wants to hear about committed transactions. Called under the metadata mutex: must be quick and
 /// must not call back.
 pub trait Listener: Send + Sync {
     /// A transaction with these effects was committed.
     fn committed(&self, effects: &[Effect]);
+
+    /// Whether a file is open on this host. Asked by the reaper before it frees an inode.
+    fn is_open(&self, _ino: luna_format::Ino) -> bool {
+        false
+    }
 }
 
 /// What a volume is opened with.
@@ -75,7 +83,10 @@ pub struct Volume {
     pub discard: bool,
     pub(crate) meta: Mutex<Meta>,
     pub(crate) writeback: Mutex<()>,
-    pub(crate) data_dirty: AtomicBool,
+    pub(crate) zeroing: Mutex<()>,
+    /// Data writes answered so far, and how many of them the last flush covered.
+    data_written: AtomicU64,
+    data_flushed: Mutex<u64>,
     listener: OnceLock<Arc<dyn Listener>>,
     withdrawn: OnceLock<String>,
     last_ns: AtomicU64,
@@ -121,9 +132,11 @@ impl Volume {
             journal: p.journal,
             locks: p.locks,
             discard: p.discard,
-            meta: Mutex::new(Meta::default()),
+            meta: Mutex::new(Meta::at_home(u64::from(p.slot) * p.sb.ag_count / u64::from(p.sb.slots.max(1)))),
             writeback: Mutex::new(()),
-            data_dirty: AtomicBool::new(false),
+            zeroing: Mutex::new(()),
+            data_written: AtomicU64::new(0),
+            data_flushed: Mutex::new(0),
             listener: OnceLock::new(),
             withdrawn: OnceLock::new(),
             last_ns: AtomicU64::new(0),
@@ -135,6 +148,11 @@ impl Volume {
     /// Names the listener; once.
     pub fn listen(&self, l: Arc<dyn Listener>) {
         let _ = self.listener.set(l);
+    }
+
+    /// Whether a file is open on this host, as far as the listener knows.
+    pub fn is_open(&self, ino: luna_format::Ino) -> bool {
+        self.listener.get().is_some_and(|l| l.is_open(ino))
     }
 
     /// Nanoseconds since 1970; never the same twice and never falling on one host, so that a changed mtime always differs.
@@ -172,7 +190,19 @@ impl Volume {
 
     /// Runs an operation. `needs` may be filled beforehand with what it is known to need (saves runs) and keeps what was
     /// learnt, so that a body that would wait on a FUSE thread goes on elsewhere with that knowledge.
-    pub fn run_with<T>(&self, needs: &mut Needs, wait: Wait, mut body: impl FnMut(&mut Tx<'_>) -> Step<T>) -> Result<Ran<T>, FsError> {
+    pub fn run_with<T>(&self, needs: &mut Needs, wait: Wait, body: impl FnMut(&mut Tx<'_>) -> Step<T>) -> Result<Ran<T>, FsError> {
+        self.run_given(&Rights::new(), needs, wait, body)
+    }
+
+    /// As [`Volume::run_with`], for a caller that already holds the rights `given` (and keeps them): they are not taken again,
+    /// because taking what one holds waits for oneself once another host wants it.
+    pub fn run_given<T>(
+        &self,
+        given: &Rights,
+        needs: &mut Needs,
+        wait: Wait,
+        mut body: impl FnMut(&mut Tx<'_>) -> Step<T>,
+    ) -> Result<Ran<T>, FsError> {
         let mut held = Held::new();
         for attempt in 0..MAX_RUNS {
             self.check_active()?;
@@ -181,7 +211,8 @@ impl Volume {
             if !self.take(needs, &mut held, wait)? {
                 return Ok(Ran::WouldWait);
             }
-            let rights: Rights = held.iter().map(|(n, (m, _))| (*n, *m)).collect();
+            let mut rights: Rights = held.iter().map(|(n, (m, _))| (*n, *m)).collect();
+            rights.extend(given.iter().map(|(n, m)| (*n, *m)));
             let stop = match self.attempt(&rights, &mut body) {
                 Ok((v, seq)) => return Ok(Ran::Done(v, seq)),
                 Err(stop) => stop,
@@ -189,7 +220,9 @@ impl Volume {
             match stop {
                 Stop::Error(e) => return Err(e),
                 Stop::Block(f) => self.fetch(&f)?,
-                Stop::Lock(name, mode) => learn(needs, &mut held, name, mode),
+                Stop::Zero { start, len } => self.zero_segment(start, len)?,
+                Stop::Lock(name, _) if given.contains_key(&name) => return Err(FsError::Invalid("the right given is too weak")),
+                Stop::Lock(name, mode) => learn(needs, name, mode),
                 Stop::Journal => {
                     drop(std::mem::take(&mut held));
                     self.checkpoint()?;
@@ -206,6 +239,7 @@ impl Volume {
                 Ok((v, _)) => return Ok(v),
                 Err(Stop::Error(e)) => return Err(e),
                 Err(Stop::Block(f)) => self.fetch(&f)?,
+                Err(Stop::Zero { start, len }) => self.zero_segment(start, len)?,
                 Err(Stop::Lock(..)) => return Err(FsError::WouldBlock),
                 Err(Stop::Journal) => self.checkpoint()?,
             }
@@ -219,12 +253,16 @@ impl Volume {
             if held.get(name).is_some_and(|(m, _)| m.covers(*mode)) {
                 continue;
             }
-            // whoever waits holds nothing that sorts after what it waits for
-            held.retain(|n, _| n < name);
+            // a weaker right of ours would be in our own way
+            held.remove(name);
             let hold = match self.locks.try_hold(name, *mode) {
                 Some(h) => h,
                 None if wait == Wait::No => return Ok(false),
-                None => self.locks.hold(name, *mode).map_err(|e| FsError::Withdrawn(e.to_string()))?,
+                None => {
+                    // whoever waits holds nothing that sorts after what it waits for
+                    held.retain(|n, _| n < name);
+                    self.locks.hold(name, *mode).map_err(|e| FsError::Withdrawn(e.to_string()))?
+                }
             };
             held.insert(*name, (*mode, hold));
         }
@@ -236,8 +274,11 @@ impl Volume {
         let mut meta = self.meta.lock();
         let mut tx = Tx::new(&self.sb, self.id, self.slot, self.now_ns(), &mut meta, rights);
         let value = body(&mut tx)?;
-        let Tx { staged, freed, effects, .. } = tx;
+        let Tx { staged, freed, spent, effects, .. } = tx;
         let sequence = self.commit(&mut meta, staged, &freed)?;
+        for segment in &spent {
+            meta.zeroed.remove(segment);
+        }
         if !effects.is_empty()
             && let Some(l) = self.listener.get()
         {
@@ -271,10 +312,15 @@ impl Volume {
                 return Err(FsError::Withdrawn(e.to_string()).into());
             }
         };
+        let kept: std::collections::BTreeSet<u64> = sealed.iter().map(|s| s.0).collect();
         for (block, image, kind, lock) in sealed {
             meta.update(block, image, kind, lock, sequence);
         }
         for (start, len, trim) in freed {
+            // freed metadata is nobody's: its old image is not found or written home again (a cleared inode's new one is)
+            if !*trim {
+                (*start..start + len).filter(|b| !kept.contains(b)).for_each(|b| meta.purge(b, sequence));
+            }
             meta.busy.insert(*start, Busy { len: *len, sequence, trim: *trim && self.discard });
         }
         Ok(sequence)
@@ -285,6 +331,9 @@ impl Volume {
         if f.block >= self.sb.total_blocks {
             return Err(luna_format::CheckError::Field { block: f.block, what: "address of a metadata block", found: f.block }.into());
         }
+        if f.kind == Kind::AgBitmap {
+            return self.fetch_bitmaps(f);
+        }
         self.meta.lock().fetch_begin();
         let read = self.read_block(f);
         let done = read.as_ref().ok().map(|image| (Arc::clone(image), f.kind, f.lock));
@@ -292,19 +341,72 @@ impl Volume {
         read.map(|_| ())
     }
 
+    /// Reads a bitmap and those behind it in one request: whoever looks for space looks at all of them.
+    fn fetch_bitmaps(&self, f: &Fetch) -> Result<(), FsError> {
+        let (start, blocks) = self.sb.ag_region(f.owner.min(self.sb.ag_count - 1));
+        let end = start + 1 + luna_format::ag::bitmaps_for(blocks);
+        let mut read = Block::zeroed_vec(end.saturating_sub(f.block).clamp(1, BITMAPS_AHEAD) as usize);
+        read.iter().for_each(|_| self.meta.lock().fetch_begin());
+        let done = self.disk.read_at(read.as_mut_bytes(), f.block * BLOCK_U64);
+        let mut first = Ok(());
+        let mut meta = self.meta.lock();
+        for (n, b) in read.into_iter().enumerate() {
+            let one = Fetch { block: f.block + n as u64, ..*f };
+            let checked = if done.is_ok() { self.check_read(&one, &b) } else { Ok(()) };
+            let good = done.is_ok() && checked.is_ok();
+            meta.fetch_end(one.block, good.then(|| (Arc::new(b), f.kind, f.lock)));
+            if n == 0 {
+                first = checked;
+            }
+        }
+        done?;
+        first
+    }
+
     fn read_block(&self, f: &Fetch) -> Result<Arc<Block>, FsError> {
         let mut b = Block::zeroed();
         self.disk.read_at(&mut b.0, f.block * BLOCK_U64)?;
-        luna_format::open(&b, &Expect { kind: f.kind, volume: self.id, block: f.block, owner: Some(f.owner) })?;
-        if f.kind == Kind::Inode {
-            luna_format::inode::check(&b)?;
-        }
+        self.check_read(f, &b)?;
         Ok(Arc::new(b))
+    }
+
+    /// Whether what was read is what was asked for, and sound.
+    fn check_read(&self, f: &Fetch, b: &Block) -> Result<(), FsError> {
+        match luna_format::open(b, &Expect { kind: f.kind, volume: self.id, block: f.block, owner: Some(f.owner) }) {
+            Ok(_) => {}
+            // the inode was freed and its block serves another purpose now; whoever asks had the number from long ago
+            Err(luna_format::CheckError::Kind { .. }) if f.kind == Kind::Inode => return Err(FsError::Stale),
+            Err(e) => return Err(e.into()),
+        }
+        if f.kind == Kind::Inode {
+            luna_format::inode::check(b)?;
+        }
+        Ok(crate::extent::check_block(b, f.kind, &self.sb)?)
+    }
+
+    /// Fills a free segment with zeroes on the LUN, durably, so that no byte a guest ever wrote there can pass for a metadata
+    /// block (rule R7). The caller holds the group's lock; meanwhile the segment counts as busy, so nobody here uses it.
+    fn zero_segment(&self, start: u64, len: u64) -> Result<(), FsError> {
+        let _one = self.zeroing.lock();
+        {
+            let mut meta = self.meta.lock();
+            if !crate::alloc::may_zero(&mut meta, &self.sb, start, len) {
+                return Ok(());
+            }
+            meta.busy.insert(start, Busy { len, sequence: Sequence::MAX, trim: false });
+        }
+        let done = self.disk.write_zeroes(start * BLOCK_U64, len * BLOCK_U64).and_then(|()| self.disk.flush());
+        let mut meta = self.meta.lock();
+        meta.busy.remove(&start);
+        if let Some(ag) = self.sb.ag_of(start).filter(|_| done.is_ok()) {
+            meta.zeroed.insert(start, ag);
+        }
+        Ok(done?)
     }
 
     /// Data reached the LUN's cache that the next commit may depend on.
     pub fn note_data_write(&self) {
-        self.data_dirty.store(true, Ordering::Release);
+        self.data_written.fetch_add(1, Ordering::AcqRel);
         self.journal.note_data_write();
     }
 
@@ -314,13 +416,34 @@ impl Volume {
         if self.journal.durable() < seq {
             self.journal.flush_to(seq).map_err(|e| self.journal_failed(&e))?;
         }
-        if self.data_dirty.swap(false, Ordering::AcqRel)
-            && let Err(e) = self.disk.flush()
-        {
+        self.flush_data()?;
+        self.check_active()
+    }
+
+    /// All data answered before is durable when this returns. One flush serves all who wait for it.
+    pub fn flush_data(&self) -> Result<(), FsError> {
+        let written = self.data_written.load(Ordering::Acquire);
+        let mut flushed = self.data_flushed.lock();
+        if *flushed >= written {
+            return Ok(());
+        }
+        let covers = self.data_written.load(Ordering::Acquire);
+        if let Err(e) = self.disk.flush() {
             self.withdraw(&format!("flush failed: {e}"));
             return Err(e.into());
         }
-        self.check_active()
+        *flushed = covers;
+        Ok(())
+    }
+
+    /// What is cached under `name` is not valid any more: the right is going, or has gone.
+    pub fn forget(&self, name: &Name) {
+        self.meta.lock().forget(name);
+    }
+
+    /// The newest journal batch that changed something under `name` and is not at home yet.
+    pub fn last_change(&self, name: &Name) -> Option<Sequence> {
+        self.meta.lock().last_change(name)
     }
 
     /// Everything is durable when this returns.
@@ -334,14 +457,8 @@ impl Volume {
     }
 }
 
-/// Notes a need a body stopped for; what is held in a weaker mode or sorts later is given back first.
-fn learn(needs: &mut Needs, held: &mut Held, name: Name, mode: Mode) {
-    let joined = match needs.get(&name) {
-        Some(old) if old.covers(mode) => *old,
-        Some(old) if mode.covers(*old) => mode,
-        Some(_) => Mode::Ex,
-        None => mode,
-    };
+/// Notes a need a body stopped for.
+fn learn(needs: &mut Needs, name: Name, mode: Mode) {
+    let joined = needs.get(&name).map_or(mode, |old| old.join(mode));
     needs.insert(name, joined);
-    held.retain(|n, _| *n < name);
 }

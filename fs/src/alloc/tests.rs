@@ -153,6 +153,33 @@ fn random_operations_keep_bits_counters_and_owners_straight() {
 }
 
 #[test]
+fn threads_of_one_host_share_a_nearly_full_volume() {
+    let kit = kit_of(72 << 20, 1);
+    let models: Vec<Model> = std::thread::scope(|s| {
+        let kit = &kit;
+        let work = move |seed: u64| {
+            let (mut rng, mut m) = (fastrand::Rng::with_seed(seed), Model::default());
+            for n in 0..1500 {
+                one_op(kit, &mut m, &mut rng, seed);
+                if n % 100 == seed {
+                    kit.vol.checkpoint().expect("checkpoint");
+                }
+            }
+            m
+        };
+        let all: Vec<_> = (0..4).map(|seed| s.spawn(move || work(seed))).collect();
+        all.into_iter().map(|t| t.join().expect("thread")).collect()
+    });
+    let mut sum = Model::default();
+    for m in models {
+        m.data.iter().for_each(|(start, len)| sum.take(*start, *len, 0));
+        m.meta.iter().for_each(|(block, text)| assert!(sum.meta.insert(*block, *text).is_none(), "metadata given out twice"));
+    }
+    kit.vol.checkpoint().expect("checkpoint");
+    sum.check(&kit, 0);
+}
+
+#[test]
 fn a_full_volume_says_so_and_gives_everything_back() {
     let kit = kit_of(64 << 20, 1);
     let before = kit.vol.run(totals).unwrap();

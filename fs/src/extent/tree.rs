@@ -68,7 +68,7 @@ fn layout(ino: Ino, i: &Inode) -> Step<Layout> {
     }
 }
 
-fn node_items<'a, T: FromBytes + Immutable + KnownLayout>(ino: Ino, b: &'a Block, level: u16) -> Step<&'a [T]> {
+fn node_items<T: FromBytes + Immutable + KnownLayout>(ino: Ino, b: &Block, level: u16) -> Step<&[T]> {
     let h = tree::check(b, level)?;
     items(&b.0[ENTRIES_AT..], h.count as usize).ok_or_else(|| damaged(ino, "count of a tree node"))
 }
