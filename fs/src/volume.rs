@@ -287,12 +287,7 @@ impl Volume {
         Ok((value, sequence))
     }
 
-    fn commit(
-        &self,
-        meta: &mut Meta,
-        staged: BTreeMap<u64, crate::tx::Staged>,
-        freed: &[(u64, u64, bool)],
-    ) -> Result<Sequence, Stop> {
+    fn commit(&self, meta: &mut Meta, staged: BTreeMap<u64, crate::tx::Staged>, freed: &[(u64, u64, bool)]) -> Result<Sequence, Stop> {
         if staged.is_empty() {
             return Ok(self.journal.running());
         }
