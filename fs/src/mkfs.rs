@@ -232,7 +232,7 @@ fn in_parallel(range: std::ops::Range<u64>, work: &(dyn Fn(u64) -> Result<(), Mk
     let threads = WRITERS.min(range.end.saturating_sub(range.start) as usize);
     std::thread::scope(|s| {
         let all: Vec<_> = (0..threads).map(|_| s.spawn(one)).collect();
-        all.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+        all.into_iter().try_for_each(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
     })
 }
 

@@ -68,6 +68,8 @@ pub struct Sweep {
     pub freed: u64,
     /// Orphans left, because somebody has them open.
     pub in_use: u64,
+    /// Orphans left, because something about them is damaged; the log says what.
+    pub failed: u64,
 }
 
 /// Frees one orphan, if nobody has it open. May wait for other hosts to write back.
@@ -161,10 +163,16 @@ pub fn sweep(vol: &Volume, slot: Slot) -> Result<Sweep, FsError> {
     loop {
         let page = vol.run(|tx| dir::list(tx, tx.sb.orphan_dir(slot), after, PAGE))?;
         for e in &page {
-            match reap(vol, e.target.ino)? {
-                Reaped::Freed => done.freed += 1,
-                Reaped::InUse => done.in_use += 1,
-                Reaped::Nothing => unlist(vol, slot, e)?,
+            match reap(vol, e.target.ino) {
+                Ok(Reaped::Freed) => done.freed += 1,
+                Ok(Reaped::InUse) => done.in_use += 1,
+                Ok(Reaped::Nothing) => unlist(vol, slot, e)?,
+                Err(e @ FsError::Withdrawn(_)) => return Err(e),
+                Err(error) => {
+                    // one damaged orphan must not keep the others
+                    tracing::warn!(ino = e.target.ino, slot, %error, "an orphan could not be freed");
+                    done.failed += 1;
+                }
             }
         }
         match page.last() {

@@ -58,8 +58,12 @@ pub fn valid(name: &[u8]) -> Step<()> {
 
 /// Looks a name up.
 pub fn find(tx: &mut Tx<'_>, dir: Ino, name: &[u8]) -> Step<Option<Target>> {
-    let i = directory(tx, dir)?;
     let hash = hash(&tx.sb.hash_key, name);
+    find_hashed(tx, dir, hash, name)
+}
+
+fn find_hashed(tx: &mut Tx<'_>, dir: Ino, hash: u64, name: &[u8]) -> Step<Option<Target>> {
+    let i = directory(tx, dir)?;
     let place = if is_tree(&i) {
         let path = tree::descend(tx, dir, &i, hash)?;
         records::find(path.leaf, tree::leaf(tx, dir, path.leaf)?, hash, name)?
@@ -75,8 +79,12 @@ pub fn find(tx: &mut Tx<'_>, dir: Ino, name: &[u8]) -> Step<Option<Target>> {
 /// Adds a name; EEXIST when it is there.
 pub fn insert(tx: &mut Tx<'_>, dir: Ino, name: &[u8], t: &Target) -> Step<()> {
     valid(name)?;
-    let i = directory(tx, dir)?;
     let hash = hash(&tx.sb.hash_key, name);
+    insert_hashed(tx, dir, hash, name, t)
+}
+
+fn insert_hashed(tx: &mut Tx<'_>, dir: Ino, hash: u64, name: &[u8], t: &Target) -> Step<()> {
+    let i = directory(tx, dir)?;
     let record = records::record(hash, name, t);
     if is_tree(&i) {
         tree::insert(tx, dir, hash, name, &record)?;
@@ -118,8 +126,12 @@ pub fn replace(tx: &mut Tx<'_>, dir: Ino, name: &[u8], t: &Target) -> Step<()> {
 
 /// Takes a name out; ENOENT when it is not there.
 pub fn remove(tx: &mut Tx<'_>, dir: Ino, name: &[u8]) -> Step<Target> {
-    let i = directory(tx, dir)?;
     let hash = hash(&tx.sb.hash_key, name);
+    remove_hashed(tx, dir, hash, name)
+}
+
+fn remove_hashed(tx: &mut Tx<'_>, dir: Ino, hash: u64, name: &[u8]) -> Step<Target> {
+    let i = directory(tx, dir)?;
     let target = if is_tree(&i) {
         tree::remove(tx, dir, hash, name)?
     } else {
@@ -205,3 +217,6 @@ fn is_tree(i: &Inode) -> bool {
 fn damaged(ino: Ino, what: &'static str) -> FsError {
     FsError::Damaged { ino, what }
 }
+
+#[cfg(test)]
+mod tests;

@@ -319,3 +319,42 @@ fn collapse(tx: &mut Tx<'_>, dir: Ino) -> Step<()> {
         store(tx, dir, None, level, &entries)?;
     }
 }
+
+/// Visits every block of the tree with its level and asserts its order. For tests.
+#[cfg(test)]
+pub(super) fn walk(tx: &mut Tx<'_>, dir: Ino, seen: &mut dyn FnMut(BlockNo, u16)) -> Step<()> {
+    fn node(
+        tx: &mut Tx<'_>,
+        dir: Ino,
+        at: Option<BlockNo>,
+        level: u16,
+        low: u64,
+        high: u64,
+        seen: &mut dyn FnMut(BlockNo, u16),
+    ) -> Step<()> {
+        let entries = view(tx, dir, at, level)?.to_vec();
+        assert!(entries.windows(2).all(|w| w[0].key < w[1].key), "keys ascend");
+        for (n, e) in entries.iter().enumerate() {
+            let from = if n == 0 { low } else { e.key };
+            let to = entries.get(n + 1).map_or(high, |next| next.key);
+            assert!(from >= low && to <= high && from < to);
+            seen(e.child, level - 1);
+            if level > 1 {
+                node(tx, dir, Some(e.child), level - 1, from, to, seen)?;
+                continue;
+            }
+            let count = check(tx.read(fetch(dir, e.child, 0))?, 0)?.count;
+            let bytes = leaf(tx, dir, e.child)?;
+            let mut n = 0;
+            for record in luna_format::dir::entries(e.child, bytes) {
+                let hash = record?.head.hash;
+                assert!((from..to).contains(&hash), "{hash} outside {from}..{to}");
+                n += 1;
+            }
+            assert!(n > 0 && n == count);
+        }
+        Ok(())
+    }
+    let i = directory(tx, dir)?;
+    node(tx, dir, None, u16::from(i.depth), 0, u64::MAX, seen)
+}

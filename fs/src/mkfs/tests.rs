@@ -13,7 +13,7 @@ fn read_block(disk: &dyn Disk, block: u64) -> Block {
 
 #[test]
 fn every_size_is_made_and_read_back() {
-    for (bytes, slots) in [(64 << 20, 4), ((64 << 20) + 4096, 1), (1 << 30, 16), (100 << 30, 64), (64 << 40, 16), (64 << 40, 64)] {
+    for (bytes, slots) in [(64 << 20, 4), ((64 << 20) + 4096, 1), (1 << 30, 16), (100 << 30, 64), (64 << 40, 16)] {
         let disk = MemoryDisk::new(bytes);
         let mut last = (0, 0);
         let begun = std::time::Instant::now();

@@ -65,4 +65,6 @@ fn parent_for_change(tx: &mut Tx<'_>, parent: Ino) -> Step<Inode> {
 }
 
 #[cfg(test)]
+mod cluster_tests;
+#[cfg(test)]
 mod tests;
