@@ -149,8 +149,9 @@ fn a_stopped_host_pauses_and_goes_on_or_is_evicted() {
     assert!(w.run_until(8000, World::healthy), "{}", w.tail());
 }
 
-/// Found by a random life: a host that wakes up just while it is evicted had its beat and its log read answered before the
-/// EVICT record, and acted on, while the fence rested on a read of the beats from before. Both sides now look again.
+/// Hosts that wake up while they are being evicted. (A random life found that a beat and a log read answered just before the
+/// EVICT record let a host act while the fence rested on older reads; both sides now look again. This story covers the
+/// neighbourhood but was seen to pass without the second look too: the random lives are what finds that bug.)
 #[test]
 fn waking_up_into_the_own_eviction() {
     for round in 0..240 {
