@@ -13,6 +13,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -60,6 +61,8 @@ struct Door {
     back: Back,
     size: u64,
     fuse: Arc<OnceLock<OwnedFd>>,
+    /// Counts what the FUSE threads do, for the guard.
+    turns: Arc<AtomicU64>,
 }
 
 fn drive(queue: &dyn DataQueue, fuse: &OwnedFd) {
@@ -73,6 +76,7 @@ fn errno(error: &LunError) -> Errno {
 impl Door {
     fn drive(&self) {
         if let (Back::Lun(lun), Some(fuse)) = (&self.back, self.fuse.get()) {
+            self.turns.fetch_add(1, Ordering::Relaxed);
             drive(&*lun.queue, fuse);
         }
     }
@@ -238,20 +242,28 @@ pub fn serve(dir: &Path, back: Back, threads: usize) -> anyhow::Result<()> {
     config.mount_options = vec![MountOption::FSName("luna-bench-door".into())];
     config.n_threads = Some(threads.max(1));
     let fuse = Arc::new(OnceLock::new());
+    let turns = Arc::new(AtomicU64::new(0));
     let (size, queue) = match &back {
         Back::Lun(lun) => (lun.disk.geometry().size_bytes, Some(Arc::clone(&lun.queue))),
         Back::Memory(_) => (8 << 30, None),
     };
-    let door = Door { back, size, fuse: Arc::clone(&fuse) };
+    let door = Door { back, size, fuse: Arc::clone(&fuse), turns: Arc::clone(&turns) };
     let session = Session::new(door, dir, &config).with_context(|| format!("{} can not be mounted", dir.display()))?;
     // Clones of the descriptor see the same queue of requests.
     let descriptor = Arc::new(session.as_fd().try_clone_to_owned()?);
     let _ = fuse.set(descriptor.try_clone()?);
     if let Some(queue) = queue {
         std::thread::Builder::new().name("guard".into()).spawn(move || {
+            // Only when no FUSE thread turned for a whole tick: a guard that becomes the receiver under load stays it, and
+            // then every request hops between two threads.
+            let mut seen = u64::MAX;
             loop {
                 std::thread::sleep(GUARD);
-                drive(&*queue, &descriptor);
+                let now = turns.load(Ordering::Relaxed);
+                if now == seen {
+                    drive(&*queue, &descriptor);
+                }
+                seen = now;
             }
         })?;
     }
