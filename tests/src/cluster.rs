@@ -160,13 +160,30 @@ impl Cluster {
 
     /// Mounts host `n`; what the command did.
     pub fn try_mount(&self, n: usize) -> Result<Output> {
-        let command = self.mount_command(n, &self.hosts[n].name);
-        finish(command, "luna mount")
+        finish(&mut self.mount_command(n, &self.hosts[n].name), "luna mount")
     }
 
     /// Mounts host `n`.
     pub fn mount(&self, n: usize) -> Result {
         self.try_mount(n)?.ok(&format!("mounting {}", self.hosts[n].name)).map(drop)
+    }
+
+    /// Runs a command made from [`Cluster::mount_command`].
+    pub fn command(&self, command: &mut Command) -> Result<Output> {
+        finish(command, "luna mount")
+    }
+
+    /// Serves with another program from the next [`Cluster::start_server`] on.
+    pub fn set_kind(&mut self, kind: Kind) {
+        self.setup.kind = kind;
+    }
+
+    /// Kills the daemon of host `n` as a power cut would, and takes the dead mount out of the tree.
+    pub fn kill(&mut self, n: usize) -> Result {
+        let pid = self.daemon_pid(n)?;
+        let pid = rustix::process::Pid::from_raw(pid).context("process 0")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        tool("umount", &["-l", &self.hosts[n].dir.display().to_string()]).map(drop)
     }
 
     /// Unmounts host `n` and waits until it has left.

@@ -71,3 +71,11 @@ pub fn expect(file: &File, offset: u64, len: usize, seed: u64, what: &str) -> Re
     }
     Ok(())
 }
+
+/// `file` must read as zeroes there.
+pub fn expect_zero(file: &File, offset: u64, len: usize) -> Result {
+    let mut got = Aligned::new(len);
+    file.read_exact_at(got.bytes_mut(), offset)?;
+    ensure!(got.bytes().iter().all(|b| *b == 0), "bytes that are not zero between {offset} and {}", offset + len as u64);
+    Ok(())
+}

@@ -1,24 +1,65 @@
-//! Byte-range locks of processes, through fcntl(2).
+//! Byte-range locks through fcntl(2), owned by the open file (as QEMU uses them) or by the process (as databases do).
 //!
-//! POSIX locks belong to a process, so a test that wants two owners starts this test binary's own helper: `flock(1)` for
-//! whole files, and open-file-description locks, which QEMU uses and which belong to an open file, for ranges.
+//! All calls are non-blocking unless they say so; `false` means that somebody else has a conflicting lock.
 
-use std::{fs::File, io, os::fd::AsFd};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+};
+use std::{fs::File, io};
 
-/// Takes or drops a whole-file lock without waiting; `false` when somebody else has it.
+/// What kind of lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Several may have it.
+    Shared,
+    /// One only.
+    Exclusive,
+    /// Let go.
+    Unlock,
+}
+
+/// `start` and `len` of a range; `len` 0 is to the end of the file, however long it grows.
+pub type Range = (i64, i64);
+
+fn spec(mode: Mode, (start, len): Range) -> libc::flock {
+    let kind = match mode {
+        Mode::Shared => libc::F_RDLCK,
+        Mode::Exclusive => libc::F_WRLCK,
+        Mode::Unlock => libc::F_UNLCK,
+    };
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: len, l_pid: 0 }
+}
+
+/// A lock that belongs to the open file.
+pub fn file_lock(file: &File, mode: Mode, range: Range) -> io::Result<bool> {
+    answer(fcntl(file, FcntlArg::F_OFD_SETLK(&spec(mode, range))))
+}
+
+/// A lock that belongs to this process.
+pub fn process_lock(file: &File, mode: Mode, range: Range) -> io::Result<bool> {
+    answer(fcntl(file, FcntlArg::F_SETLK(&spec(mode, range))))
+}
+
+/// Waits for a lock that belongs to the open file.
+pub fn file_lock_wait(file: &File, mode: Mode, range: Range) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLKW(&spec(mode, range)))?;
+    Ok(())
+}
+
+/// A whole-file lock of flock(2).
 pub fn flock(file: &File, operation: rustix::fs::FlockOperation) -> io::Result<bool> {
-    answer(rustix::fs::flock(file, operation))
-}
-
-/// Takes or drops a POSIX lock on the whole file without waiting; `false` when somebody else has it.
-pub fn posix_lock(file: &impl AsFd, operation: rustix::fs::FlockOperation) -> io::Result<bool> {
-    answer(rustix::fs::fcntl_lock(file, operation))
-}
-
-fn answer(result: rustix::io::Result<()>) -> io::Result<bool> {
-    match result {
+    match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::ACCESS) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn answer(result: nix::Result<i32>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }

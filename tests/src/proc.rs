@@ -45,7 +45,7 @@ pub fn have(program: &str) -> bool {
 pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Result<Output> {
     let mut command = Command::new(program);
     command.args(args);
-    finish(command, program)
+    finish(&mut command, program)
 }
 
 /// Runs `program` in the directory `dir`; an error unless it succeeds.
@@ -53,7 +53,7 @@ pub fn run_in<S: AsRef<OsStr>>(dir: &Path, program: &str, args: &[S]) -> Result<
     let mut command = Command::new(program);
     command.args(args).current_dir(dir);
     let words: Vec<_> = args.iter().map(|a| a.as_ref().to_string_lossy()).collect();
-    Ok(finish(command, program)?.ok(&format!("{program} {}", words.join(" ")))?.out)
+    Ok(finish(&mut command, program)?.ok(&format!("{program} {}", words.join(" ")))?.out)
 }
 
 /// Runs `program`; an error unless it succeeds.
@@ -65,11 +65,11 @@ pub fn tool<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Result<String> {
 pub(crate) fn luna<S: AsRef<OsStr>>(args: &[S]) -> Result<Output> {
     let mut command = Command::new(luna_bin());
     command.args(args);
-    finish(command, "luna")
+    finish(&mut command, "luna")
 }
 
 /// Runs `command` to its end, within [`LIMIT`].
-pub(crate) fn finish(mut command: Command, name: &str) -> Result<Output> {
+pub(crate) fn finish(command: &mut Command, name: &str) -> Result<Output> {
     // files, not pipes: a daemon that stays behind must not keep us waiting
     let (mut out, mut err) = (scratch()?, scratch()?);
     command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?);

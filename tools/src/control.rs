@@ -27,8 +27,9 @@ pub fn ask(dir: &Path, question: &str) -> Result<String> {
     stream.write_all(format!("{question}\n").as_bytes()).context("the daemon does not listen")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(|| format!("the daemon of {} gives no answer", dir.display()))?;
-    if let Some(error) = answer.strip_prefix("error: ") {
-        bail!("{}", error.trim());
+    let value: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+    if let Some(error) = value["error"].as_str() {
+        bail!("{}: {error}", dir.display());
     }
     ensure!(!answer.is_empty(), "the daemon of {} does not know '{question}'", dir.display());
     Ok(answer)

@@ -22,9 +22,10 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Whether it is one of ours.
+    /// Whether it is one of ours: by its type, or by the socket its daemon listens on (a mount that was made without
+    /// fusermount3 has the plain type `fuse`).
     pub fn is_luna(&self) -> bool {
-        self.kind == "fuse.luna"
+        self.kind == "fuse.luna" || (self.kind == "fuse" && luna_node::control::socket_path(&self.dir).exists())
     }
 }
 
