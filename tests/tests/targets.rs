@@ -85,7 +85,8 @@ fn a_target_that_goes_away_and_comes_back() -> Result {
     let waiting = std::thread::scope(|scope| -> Result<Duration> {
         // I/O while it is away waits; it neither fails nor hangs for ever
         let begin = Instant::now();
-        let writer = scope.spawn(|| f.write_all_at(io::Aligned::pattern(1 << 20, 2).bytes(), 1 << 20).map(|()| begin.elapsed()));
+        let f = &f;
+        let writer = scope.spawn(move || f.write_all_at(io::Aligned::pattern(1 << 20, 2).bytes(), 1 << 20).map(|()| begin.elapsed()));
         std::thread::sleep(Duration::from_millis(1500));
         c.start_server()?;
         Ok(writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??)
