@@ -185,10 +185,9 @@ fn a_crashed_volume_is_judged_as_after_replay() {
     assert_eq!(codes(&found), BTreeSet::new(), "{found:#?}");
     assert!(found.iter().all(|f| f.code == Code::J05) && !found.is_empty());
     assert_eq!(s.orphans, 2);
-    let mut raw = Vec::new();
     let options = CheckOptions { overlay_journals: false, ..CheckOptions::default() };
-    run(&disk, &options, &mut |f| raw.push(f)).unwrap();
-    assert!(!codes(&raw).is_empty(), "without the journal it is a ruin");
+    let raw = run(&disk, &options, &mut |_| ()).unwrap();
+    assert!(raw.inodes < s.inodes, "without the journal most of it is not there: {} of {}", raw.inodes, s.inodes);
 }
 
 #[test]
@@ -355,7 +354,7 @@ fn damaged_directories_are_named() {
         case("parent", &[D10], |k, w| edit_inode(&k.disk, w.big_dir, |i| i.parent = w.small_dir)),
         case("entries", &[D11], |k, w| edit_inode(&k.disk, w.small_dir, |i| i.entries += 1)),
         case("entries in the body", &[D11], |k, w| edit_inode(&k.disk, w.small_dir, |i| i.count += 1)),
-        case("a loop", &[D08, D10, D12, L01, U07, I05], |k, w| {
+        case("a loop", &[D10, D12, L01, U07, I05], |k, w| {
             // "below" leads back to the directory it lies in
             let below = luna_format::dir::entries(0, &read(&k.disk, w.small_dir).0[BODY_AT..][..inode_of(&k.disk, w.small_dir).inline_len as usize])
                 .map(|e| e.unwrap())
@@ -411,9 +410,9 @@ fn damaged_directories_are_named() {
                 (i.inline_len, i.size, i.count, i.entries) = (i.inline_len - len as u32, i.size - len as u64, i.count - 1, i.entries - 1);
             });
         }),
-        case("listed under a name too", &[P05], |k, w| {
+        case("listed twice", &[P05, P06], |k, w| {
             let (list, target) = (k.sb().orphan_dir(0), inode_of(&k.disk, w.orphan));
-            let name = crate::orphan::list_name(w.orphan + 1);
+            let name = crate::orphan::list_name(w.orphan + 5000);
             let mut all = Vec::new();
             let used = inode_of(&k.disk, list).inline_len as usize;
             let mut record = Vec::new();
@@ -469,8 +468,11 @@ fn damaged_groups_are_named() {
             edit(&k.disk, start, |b| ag::set_segment(&mut b.0, (block - start) / 256, ag::SegmentType::Free));
         }),
         case("empty data segment", &[G08], |k, _| {
-            let (start, len) = k.sb().ag_region(0);
-            edit(&k.disk, start, |b| ag::set_segment(&mut b.0, len / 256 - 1, ag::SegmentType::Data));
+            let start = k.sb().ag_start;
+            edit(&k.disk, start, |b| {
+                let free = (0..).find(|n| ag::segment(&b.0, *n) == ag::SegmentType::Free).unwrap();
+                ag::set_segment(&mut b.0, free, ag::SegmentType::Data);
+            });
         }),
         case("unknown type", &[G09], |k, _| {
             let (start, len) = k.sb().ag_region(2);
