@@ -231,7 +231,12 @@ impl Host {
         match o {
             O::Read { token, start, count } => drop(self.disk.send(DiskJob::Read(token, start, count))),
             O::Write { token, block, bytes, forced } => drop(self.disk.send(DiskJob::Write(token, block, bytes, forced))),
-            O::Send { to, msg } => self.send(to, &Packet::Cluster(msg)),
+            O::Send { to, msg } => {
+                if c.dlm.is_none() {
+                    self.look_up(&c.cluster.view(), to);
+                }
+                self.send(to, &Packet::Cluster(msg));
+            }
             O::View(v) => self.view(c, v),
             O::Fence { slot, incarnation } => self.notice(Notice::Fence(slot, incarnation)),
             O::Replay { slot, incarnation, fenced_epoch } => self.notice(Notice::Replay(slot, incarnation, fenced_epoch)),
@@ -298,12 +303,21 @@ impl Host {
             }
         }
         self.notice(Notice::Epoch(v.epoch));
-        let news = c.dlm.is_some() && c.dlm_epoch != v.view_epoch;
+        // views from before this host's own JOIN are none of its lock manager's business (it would take them for its eviction)
+        let mine = c.dlm_epoch > 0 || v.members.iter().any(|m| Some((m.slot, m.incarnation)) == c.cluster.me());
+        let news = c.dlm.is_some() && mine && c.dlm_epoch != v.view_epoch;
         let told = news.then(|| dlm_view(&v));
         c.view = Some(v);
         if let Some(d) = told {
             c.dlm_epoch = d.epoch;
             self.step_dlm(c, dlm::Input::View(d));
+        }
+    }
+
+    /// A host that is not a member gets no views: it finds whom it asks to be let in through that member's beat.
+    fn look_up(&self, v: &cluster::View, slot: Slot) {
+        if let (Some(p), Some(m)) = (self.peers.get(), v.members.iter().find(|m| m.slot == slot)) {
+            p.learn(m.slot, m.incarnation, &m.addresses);
         }
     }
 

@@ -31,6 +31,8 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(20);
 /// Beyond the takeover wait: how long joining may take.
 const JOIN_SLACK: Duration = Duration::from_secs(60);
+/// How often the free space of groups that others use is looked at.
+const SPACE_ROUND: Duration = Duration::from_secs(20);
 /// How long leaving may take before the host just goes (its peers then recover it).
 const LEAVE: Duration = Duration::from_secs(10);
 
@@ -228,7 +230,8 @@ fn start_fs(site: &Arc<Site>, lun: Lun, beats: &Lun, slot: Slot, incarnation: In
     let mail = Mail::new(Arc::clone(&beats.disk), sb, id, (slot, incarnation), Arc::clone(&site.peers), Arc::clone(&site.host));
     let s = Arc::clone(site);
     spawn("luna-mail", move || mail.run(&s.stop))?;
-    reaper.sweep(slot);
+    let s = Arc::clone(site);
+    spawn("luna-space", move || watch_space(&s))?;
     let o = &site.options;
     let opts = MountOpts { suid: !o.nosuid, dev: !o.nodev, read_only: o.read_only, source: o.lun.to_string(), ..MountOpts::default() };
     let mounted = luna_fs::fuse::mount(&fs, &o.dir, &opts).map_err(NodeError::system("mounting through FUSE"))?;
@@ -236,6 +239,21 @@ fn start_fs(site: &Arc<Site>, lun: Lun, beats: &Lun, slot: Slot, incarnation: In
     let control = Control::start(&o.dir, Arc::new(move |line: &str| crate::status::answer(&s, line)));
     let control = control.map_err(NodeError::system("opening the control socket in /run/luna"))?;
     Ok((mounted, control))
+}
+
+/// Looks at the free space of all groups at mount and then now and then: what the other hosts use shows in statfs.
+fn watch_space(site: &Site) {
+    while !site.stop.load(Ordering::Acquire) {
+        if let Some(v) = site.volume() {
+            luna_fs::alloc::refresh_hints(v);
+        }
+        for _ in 0..100 {
+            if site.stop.load(Ordering::Acquire) {
+                return;
+            }
+            std::thread::sleep(SPACE_ROUND / 100);
+        }
+    }
 }
 
 /// Leaves the cluster in order, as far as that is still possible.

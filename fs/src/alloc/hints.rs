@@ -6,10 +6,7 @@
 
 use super::group::{cached_free, check_header};
 use crate::volume::Volume;
-use luna_format::{BLOCK_BYTES, BLOCK_U64, Block, Expect, Kind};
-use parking_lot::{Condvar, Mutex};
-use std::sync::Arc;
-use std::time::Duration;
+use luna_format::{BLOCK_U64, Block, Expect, Kind};
 
 /// Headers read at a time.
 const BATCH: u64 = 64;
@@ -37,13 +34,6 @@ pub fn statfs(vol: &Volume) -> Totals {
     Totals { blocks: groups.saturating_sub(own), free, free_meta }
 }
 
-/// What came back of a batch of reads.
-#[derive(Default)]
-struct Batch {
-    waiting: Mutex<(u64, Vec<(u64, Block)>)>,
-    done: Condvar,
-}
-
 /// Reads all group headers into the hints, many at a time, without locks. At mount, and now and then.
 pub fn refresh_hints(vol: &Volume) {
     let sb = &vol.sb;
@@ -68,28 +58,11 @@ pub fn refresh_hints(vol: &Volume) {
     vol.meta.lock().lost.clear();
 }
 
+/// One synchronous read each: nobody waits for this, and the data path's queue is left alone.
 fn read_headers(vol: &Volume, from: u64, to: u64) -> Vec<(u64, Block)> {
-    let batch = Arc::new(Batch::default());
-    batch.waiting.lock().0 = to - from;
-    for ag in from..to {
-        let batch = Arc::clone(&batch);
-        let done = Box::new(move |read: luna_lun::Result<&[u8]>| {
-            let mut b = batch.waiting.lock();
-            b.0 -= 1;
-            if let Some(block) = read.ok().and_then(Block::from_slice) {
-                b.1.push((ag, block));
-            }
-            batch.done.notify_all();
-        });
-        vol.queue.read(vol.sb.ag_region(ag).0 * BLOCK_U64, BLOCK_BYTES as u32, done);
-    }
-    loop {
-        vol.queue.drive(&|| false);
-        let mut b = batch.waiting.lock();
-        if b.0 == 0 {
-            return std::mem::take(&mut b.1);
-        }
-        // another thread receives for us, or is about to stop doing so
-        batch.done.wait_for(&mut b, Duration::from_millis(5));
-    }
+    let read = |ag| {
+        let mut b = Block::zeroed();
+        vol.disk.read_at(&mut b.0, vol.sb.ag_region(ag).0 * BLOCK_U64).ok().map(|()| (ag, b))
+    };
+    (from..to).filter_map(read).collect()
 }

@@ -263,7 +263,9 @@ fn instance_token(file: &File) -> io::Result<String> {
     use std::os::unix::fs::MetadataExt;
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let meta = file.metadata()?;
-    Ok(format!("luna-serve boot={} dev={} ino={} rdev={}", boot.trim(), meta.dev(), meta.ino(), meta.rdev()))
+    // a file that was removed and made again often gets the same inode number: its birth tells them apart
+    let born = meta.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+    Ok(format!("luna-serve boot={} dev={} ino={} rdev={} born={born}", boot.trim(), meta.dev(), meta.ino(), meta.rdev()))
 }
 
 fn bind(listen: &Listen) -> Result<(Door, Option<SocketAddr>)> {
