@@ -222,10 +222,13 @@ impl OpenFile {
     }
 }
 
+/// Handles, and the places among them that are free.
+type Slots = (Vec<Option<Arc<OpenFile>>>, Vec<usize>);
+
 /// Open handles by number.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
-    slots: RwLock<(Vec<Option<Arc<OpenFile>>>, Vec<usize>)>,
+    slots: RwLock<Slots>,
 }
 
 impl Files {

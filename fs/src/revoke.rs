@@ -10,6 +10,7 @@
 use crate::error::FsError;
 use crate::names::{self, Class};
 use crate::open::Node;
+use crate::pool::Pool;
 use crate::system::Fs;
 use crate::tx::Rights;
 use luna_dlm::{Hooks, Mode, Name, ValueBlock};
@@ -101,7 +102,7 @@ impl Fs {
             return;
         }
         self.counters.revokes.fetch_add(1, Ordering::Relaxed);
-        self.nudger.watch(node);
+        self.nudger.watch(node, &self.pool);
         let mut ranges = vec![(0, 0)];
         loop {
             self.counters.passes.fetch_add(1, Ordering::Relaxed);
@@ -137,12 +138,13 @@ struct Watched {
 }
 
 impl Nudger {
-    fn watch(self: &Arc<Self>, node: &Arc<Node>) {
+    fn watch(self: &Arc<Self>, node: &Arc<Node>, pool: &Arc<Pool>) {
         let mut s = self.state.lock();
+        let pool = Arc::clone(pool);
         s.0.push(Watched { node: Arc::clone(node), at: Instant::now() + FIRST_NUDGE, pause: FIRST_NUDGE });
         if !s.1 {
             let me = Arc::clone(self);
-            s.1 = std::thread::Builder::new().name("luna-nudge".to_owned()).spawn(move || me.run()).is_ok();
+            s.1 = std::thread::Builder::new().name("luna-nudge".to_owned()).spawn(move || me.run(&pool)).is_ok();
             if !s.1 {
                 tracing::error!("no thread to let late transfers through; a lock may not be given back");
             }
@@ -155,7 +157,7 @@ impl Nudger {
     }
 
     /// Serves until nothing has been watched for a while.
-    fn run(&self) {
+    fn run(&self, pool: &Pool) {
         let mut s = self.state.lock();
         loop {
             let Some(next) = s.0.iter().map(|w| w.at).min() else {
@@ -177,7 +179,7 @@ impl Nudger {
             }
             drop(s);
             for node in due {
-                node.revoke.let_through(&node);
+                node.revoke.let_through(&node, |job| pool.spawn(job));
             }
             s = self.state.lock();
         }

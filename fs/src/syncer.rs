@@ -57,7 +57,7 @@ impl Syncer {
 }
 
 fn rounds(fs: &Weak<Fs>, stop: &(Mutex<bool>, Condvar)) {
-    let (mut home, mut times) = (Instant::now(), Instant::now());
+    let (mut home, mut times, mut out) = (Instant::now(), Instant::now(), false);
     loop {
         let mut s = stop.0.lock();
         if !*s {
@@ -68,6 +68,11 @@ fn rounds(fs: &Weak<Fs>, stop: &(Mutex<bool>, Condvar)) {
         }
         drop(s);
         let Some(fs) = fs.upgrade() else { return };
+        if !out && fs.volume.check_active().is_err() {
+            out = true;
+            let theirs = Arc::clone(&fs);
+            fs.pool.spawn(move || theirs.drop_pages());
+        }
         if let Err(e) = fs.round(&mut home, &mut times) {
             tracing::debug!(error = %e, "background round ended early");
         }

@@ -294,6 +294,18 @@ impl Fs {
         }
     }
 
+    /// This host was shut out: the kernel forgets every page it has, so that nobody reads what is not true any more. The volume
+    /// must be withdrawn before.
+    pub fn drop_pages(&self) {
+        if let Some(invalidate) = self.invalidate.get() {
+            for n in self.nodes.all().iter().filter(|n| n.is_cached()) {
+                if let Err(e) = invalidate(n.ino, 0, 0) {
+                    tracing::debug!(ino = n.ino, error = %e, "the kernel was not told to forget pages");
+                }
+            }
+        }
+    }
+
     /// Ends the mount: no transfer is under way any more; writes everything home. The lock cache may be withdrawn afterwards.
     pub fn shutdown(self: &Arc<Self>) -> Result<(), FsError> {
         self.stopping.store(true, Ordering::Release);

@@ -101,7 +101,7 @@ pub struct Volume {
 pub enum Wait {
     /// Wait as long as it takes (worker threads).
     Yes,
-    /// Come back at once when a lock is not cached here (FUSE threads).
+    /// Come back at once when a lock is not cached here, or when it takes more than reading a block (FUSE threads).
     No,
 }
 
@@ -110,7 +110,7 @@ pub enum Wait {
 pub enum Ran<T> {
     /// Done; the journal batch its changes are in (or the batch of the day if it changed nothing).
     Done(T, Sequence),
-    /// It would have to wait for another host: run again with [`Wait::Yes`] on a thread that may.
+    /// It would have to wait for another host, or long for the disk: run again with [`Wait::Yes`] on a thread that may.
     WouldWait,
 }
 
@@ -220,6 +220,8 @@ impl Volume {
             match stop {
                 Stop::Error(e) => return Err(e),
                 Stop::Block(f) => self.fetch(&f)?,
+                // too long for a thread that others wait for
+                Stop::Zero { .. } | Stop::Journal if wait == Wait::No => return Ok(Ran::WouldWait),
                 Stop::Zero { start, len } => self.zero_segment(start, len)?,
                 Stop::Lock(name, _) if given.contains_key(&name) => return Err(FsError::Invalid("the right given is too weak")),
                 Stop::Lock(name, mode) => learn(needs, name, mode),

@@ -139,7 +139,7 @@ impl Revoke {
         s.filled.clear();
         self.active.store(true, Ordering::Release);
         drop(s);
-        self.let_through(node);
+        self.let_through(node, |job| job());
         true
     }
 
@@ -157,8 +157,8 @@ impl Revoke {
         std::mem::take(&mut s.filled)
     }
 
-    /// Runs what is parked and covered by the right that goes, on this thread.
-    pub(crate) fn let_through(&self, node: &Arc<Node>) {
+    /// Has `run` run what is parked and covered by the right that goes.
+    pub(crate) fn let_through(&self, node: &Arc<Node>, run: impl Fn(Box<dyn FnOnce() + Send>)) {
         let mut s = self.state.lock();
         let Some(from) = s.from else { return };
         let parked = std::mem::take(&mut s.parked);
@@ -175,7 +175,7 @@ impl Revoke {
         }
         drop(s);
         for (job, right) in jobs {
-            job(Ok(right));
+            run(Box::new(move || job(Ok(right))));
         }
     }
 }

@@ -60,9 +60,10 @@ impl Fs {
             if !self.set_size(node, right, size, kill, wait)? {
                 return Ok(None);
             }
-            if size < old.size && !old.small {
-                // the size is set: what is left to do is not worth doing twice, so it may wait now
-                self.trim_tail(node, right, Wait::Yes)?;
+            if size <= old.size && !old.small {
+                if !self.trim_tail(node, right, wait)? {
+                    return Ok(None);
+                }
                 node.ahead.store(false, Ordering::Release);
             }
             Ok(Some(()))

@@ -45,8 +45,8 @@ impl Fs {
     ) -> Result<Slow, FsError> {
         let Some(runs) = self.make_room(node, right, size, (first, last), wait)? else { return Ok(Slow::WouldWait) };
         self.put(&runs, data, Durability::Plain)?;
-        self.reach(node, right, &runs, None, ask, wait)?;
-        Ok(Slow::Done(data.len() as u32))
+        let reached = self.reach(node, right, &runs, None, ask, wait)?;
+        Ok(if reached { Slow::Done(data.len() as u32) } else { Slow::WouldWait })
     }
 
     /// Maps all of `first..last`; gives the runs. `None`: it would wait, and must not.
@@ -90,8 +90,16 @@ impl Fs {
         if all_mapped(&seen) { Ok(Some(seen.runs())) } else { Err(FsError::Damaged { ino, what: "allocated blocks are not mapped" }) }
     }
 
-    /// Makes runs whose data is on the LUN reachable; sets the size if it grew.
-    pub(super) fn reach(&self, node: &Node, right: &Right, runs: &[Run], grown: Option<u64>, ask: Ask, wait: Wait) -> Result<(), FsError> {
+    /// Makes runs whose data is on the LUN reachable; sets the size if it grew. `false`: it would wait; the write may be repeated.
+    pub(super) fn reach(
+        &self,
+        node: &Node,
+        right: &Right,
+        runs: &[Run],
+        grown: Option<u64>,
+        ask: Ask,
+        wait: Wait,
+    ) -> Result<bool, FsError> {
         let ino = node.ino;
         let kill = ask.how.kill && node.view.read().kill;
         let body = |tx: &mut Tx<'_>| -> Step<()> {
@@ -100,14 +108,7 @@ impl Fs {
             }
             settle(tx, ino, grown, kill)
         };
-        let seq = match self.volume.run_given(&right.rights(node), &mut Needs::new(), wait, body)? {
-            Ran::Done((), seq) => seq,
-            // only splitting a tree node asks for a group that is not here
-            Ran::WouldWait => match self.volume.run_given(&right.rights(node), &mut Needs::new(), Wait::Yes, body)? {
-                Ran::Done((), seq) => seq,
-                Ran::WouldWait => return Err(FsError::WouldBlock),
-            },
-        };
+        let Ran::Done((), seq) = self.volume.run_given(&right.rights(node), &mut Needs::new(), wait, body)? else { return Ok(false) };
         {
             let mut v = node.view.write();
             for r in runs {
@@ -116,7 +117,10 @@ impl Fs {
                 }
             }
         }
-        if ask.sync { self.volume.sync_to(seq) } else { Ok(()) }
+        if ask.sync {
+            self.volume.sync_to(seq)?;
+        }
+        Ok(true)
     }
 
     /// A write of any shape. The caller is alone in the gate.
@@ -152,8 +156,8 @@ impl Fs {
             let whole = self.complete(&runs, size, pos, data)?;
             self.put(&runs, &whole.bytes()[..((last - first) * BLOCK_U64) as usize], Durability::Plain)?;
         }
-        self.reach(node, right, &runs, (end > size).then_some(end), ask, wait)?;
-        Ok(Slow::Done(answer))
+        let reached = self.reach(node, right, &runs, (end > size).then_some(end), ask, wait)?;
+        Ok(if reached { Slow::Done(answer) } else { Slow::WouldWait })
     }
 
     /// The whole blocks around `data` at `pos`: what the file has there, with `data` laid over it.
@@ -242,7 +246,13 @@ impl Fs {
     /// between them, one block is lost until the next check. `false`: it would wait, and must not.
     pub(super) fn unfold(&self, node: &Arc<Node>, right: &Right, wait: Wait) -> Result<bool, FsError> {
         let seen = self.look(node, right, 0, 1)?;
-        let Some(bytes) = seen.inline.filter(|b| !b.is_empty()) else { return self.fold_away(node, right, None, wait) };
+        let Some(bytes) = seen.inline else { return Ok(true) };
+        if bytes.is_empty() {
+            return self.fold_away(node, right, None, wait);
+        }
+        if wait == Wait::No {
+            return Ok(false);
+        }
         let rights = right.rights(node);
         let block = match self.volume.run_given(&rights, &mut Needs::new(), wait, |tx| alloc::data(tx, None, 1, 1))? {
             Ran::WouldWait => return Ok(false),

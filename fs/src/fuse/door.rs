@@ -170,7 +170,8 @@ fn found(a: Attr, flags: i32, cred: &Cred) -> Step<Attr> {
         return Err(if op::is_dir(a.mode) { FsError::IsDir } else { FsError::Exists }.into());
     }
     let access = flags & libc::O_ACCMODE;
-    let wanted = u32::from(access != libc::O_WRONLY) * 4 | u32::from(access != libc::O_RDONLY || flags & libc::O_TRUNC != 0) * 2;
+    let writes = access != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+    let wanted = u32::from(access != libc::O_WRONLY) * 4 + u32::from(writes) * 2;
     let shift = if cred.uid == a.uid { 6 } else { 3 * u32::from(cred.gid == a.gid) };
     let allowed = cred.uid == 0 || a.mode >> shift & wanted == wanted;
     if allowed { Ok(a) } else { Err(FsError::Access.into()) }
