@@ -8,13 +8,32 @@
 //! lock that another overwrite waits for. Not here: membership, sockets between hosts, argument parsing.
 #![forbid(unsafe_code)]
 
+pub mod alloc;
+pub mod check;
 pub mod checkpoint;
+pub mod data;
+pub mod dir;
 pub mod error;
+pub mod extent;
+pub mod fuse;
+pub mod inode;
 pub mod meta;
+pub mod mkfs;
 pub mod names;
 pub mod op;
+pub mod open;
+pub mod orphan;
+mod pool;
+mod revoke;
+mod stats;
+mod syncer;
+pub mod system;
+#[cfg(test)]
+mod testkit;
 pub mod tx;
 pub mod volume;
+pub mod xattr;
 
 pub use error::{FsError, Step, Stop};
+pub use system::Fs;
 pub use volume::{Parts, Volume};
