@@ -199,7 +199,8 @@ impl Check<'_> {
         match r.role {
             Role::Listed(slot) => self.judge_orphan(r, i, slot),
             _ if orphan || i.nlink == 0 => {
-                let text = format!("expected links and no orphan mark, found {} links{}", i.nlink, if orphan { " and the mark" } else { "" });
+                let text =
+                    format!("expected links and no orphan mark, found {} links{}", i.nlink, if orphan { " and the mark" } else { "" });
                 self.found(Code::P01, place.clone(), text);
             }
             _ => {}

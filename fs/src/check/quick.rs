@@ -3,8 +3,8 @@
 //! Invariant: `Clean` means that no host is in, every journal is clean and all copies of the superblock agree; it does not
 //! mean that every tree was walked. Not here: the walk.
 
-use super::{Check, CheckOptions, Code, Finding, Out, PASSES, Result, Severity, Summary, names, slots, space, volume};
 use super::read::Reader;
+use super::{Check, CheckOptions, Code, Finding, Out, PASSES, Result, Severity, Summary, names, slots, space, volume};
 use luna_lun::Disk;
 
 /// How a volume was left.

@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn spans_join_neighbours_and_stay_short() {
         assert_eq!(spans(&[]), []);
-        assert_eq!(spans(&[5]), [0..1]);
+        assert_eq!(spans(&[5]), vec![Span { start: 0, end: 1 }]);
         assert_eq!(spans(&[1, 2, 9, 100]), [0..3, 3..4]);
         let long: Vec<u64> = (0..600).collect();
         assert_eq!(spans(&long), [0..256, 256..512, 512..600]);

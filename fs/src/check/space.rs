@@ -253,7 +253,8 @@ impl Check<'_> {
         self.space.claimed += to - from - twice;
         let len = to - from;
         if let Some(rel) = first {
-            let text = format!("expected {len} blocks from {from} to have no other owner, found {twice} that have, the first {}", start + rel);
+            let text =
+                format!("expected {len} blocks from {from} to have no other owner, found {twice} that have, the first {}", start + rel);
             let place = place(self).at_block(start + rel);
             self.found(Code::U01, place, text);
         }

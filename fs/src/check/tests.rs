@@ -11,6 +11,7 @@ use luna_format::inode::{BODY_AT, Extent, Inode, Layout};
 use luna_format::tree::{ENTRIES_AT, Entry, NodeHeader};
 use luna_format::{BLOCK_U64, HEADER_BYTES, Ino, Stamp, seal};
 use luna_lun::Durability;
+use luna_lun::faulty;
 use luna_lun::memory::MemoryDisk;
 use std::collections::BTreeSet;
 
@@ -261,6 +262,13 @@ fn damaged_inodes_are_named() {
             write(&k.disk, w.file, &b);
         }),
         case("misdirected", &[B05], |k, w| write(&k.disk, w.file, &read(&k.disk, w.linked))),
+        case("another volume", &[B04], |k, w| {
+            let mut b = read(&k.disk, w.file);
+            let h = b.header();
+            let (kind, volume, version) = (Kind::Inode, [1; 16], h.version);
+            seal(&mut b, &Stamp { kind, volume, block: w.file, owner: w.file, version, writer: 0, epoch: 0 });
+            write(&k.disk, w.file, &b);
+        }),
         case("layout", &[I01], |k, w| edit_inode(&k.disk, w.file, |i| i.layout = 77)),
         case("mode", &[I02, D09], |k, w| edit_inode(&k.disk, w.file, |i| i.mode = 0o170_644)),
         case("flags", &[I03], |k, w| edit_inode(&k.disk, w.file, |i| i.flags = 0x80)),
@@ -356,12 +364,15 @@ fn damaged_directories_are_named() {
         case("entries in the body", &[D11], |k, w| edit_inode(&k.disk, w.small_dir, |i| i.count += 1)),
         case("a loop", &[D10, D12, L01, U07, I05], |k, w| {
             // "below" leads back to the directory it lies in
-            let below = luna_format::dir::entries(0, &read(&k.disk, w.small_dir).0[BODY_AT..][..inode_of(&k.disk, w.small_dir).inline_len as usize])
-                .map(|e| e.unwrap())
-                .find(|e| e.name == b"below")
-                .unwrap()
-                .head
-                .ino;
+            let below = luna_format::dir::entries(
+                0,
+                &read(&k.disk, w.small_dir).0[BODY_AT..][..inode_of(&k.disk, w.small_dir).inline_len as usize],
+            )
+            .map(|e| e.unwrap())
+            .find(|e| e.name == b"below")
+            .unwrap()
+            .head
+            .ino;
             edit_head(&k.disk, w.small_dir, below, |h| h.ino = w.small_dir);
             edit_inode(&k.disk, w.small_dir, |i| (i.nlink, i.blocks) = (9, 9));
         }),
@@ -396,6 +407,13 @@ fn damaged_directories_are_named() {
         case("orphan flag", &[P02], |k, w| edit_inode(&k.disk, w.orphan, |i| i.flags = 0)),
         case("orphan slot", &[P03], |k, w| edit_inode(&k.disk, w.orphan, |i| i.orphan_slot = 1)),
         case("orphan with links", &[P04], |k, w| edit_inode(&k.disk, w.orphan, |i| i.nlink = 1)),
+        case("orphaned directory with entries", &[D11, P07], |k, _| {
+            let list = read(&k.disk, k.sb().orphan_dir(0));
+            let used = inode_of(&k.disk, k.sb().orphan_dir(0)).inline_len as usize;
+            let all = luna_format::dir::entries(0, &list.0[BODY_AT..BODY_AT + used]).map(|e| e.unwrap().head);
+            let dir = all.into_iter().find(|h| h.kind == 0o4).unwrap().ino;
+            edit_inode(&k.disk, dir, |i| i.entries = 1);
+        }),
         case("orphan not listed", &[U07], |k, w| {
             let list = k.sb().orphan_dir(0);
             let bytes = read(&k.disk, list).0[BODY_AT..].to_vec();
@@ -591,6 +609,21 @@ fn findings_of_one_code_are_counted_but_not_repeated() {
     let options = CheckOptions { max_per_code: 5, ..CheckOptions::default() };
     let s = run(&*kit.disk, &options, &mut |_| heard += 1).unwrap();
     assert_eq!((heard, s.counts[&Code::D11]), (5, 20));
+}
+
+#[test]
+fn an_unreadable_block_is_a_finding_and_hides_what_is_below() {
+    let (kit, w) = world();
+    let bad = child(&kit.disk, w.sparse, 0) * BLOCK_U64;
+    let rule = move |_, op| match op {
+        faulty::Operation::Read { offset, len } if (offset..offset + len).contains(&bad) => faulty::Verdict::Fail,
+        _ => faulty::Verdict::Pass,
+    };
+    let disk = faulty::FaultyDisk::new(kit.disk.clone(), Box::new(rule));
+    let mut found = Vec::new();
+    run(&disk, &CheckOptions::default(), &mut |f| found.push(f)).unwrap();
+    assert_eq!(found.iter().map(|f| f.code).collect::<Vec<_>>(), [Code::B09, Code::U08], "{found:#?}");
+    assert_eq!(found[0].place.path.as_deref(), Some("/small/sparse"));
 }
 
 /// Whatever bytes stand there, the check ends and does not panic.

@@ -96,7 +96,8 @@ impl Check<'_> {
             let low = if i == 0 { bounds.low } else { e.key };
             let sorted = i == 0 || (bounds.has(e.key) && (i == 1 || entries[i - 1].key < e.key));
             if !sorted {
-                let text = format!("expected key {i} of a node above level {level} between its neighbours' and its bounds, found {:#x}", e.key);
+                let text =
+                    format!("expected key {i} of a node above level {level} between its neighbours' and its bounds, found {:#x}", e.key);
                 let place = self.place(t.ino);
                 self.found(t.order, place, text);
             }
@@ -185,7 +186,11 @@ impl Check<'_> {
                 c.found(code, place, text);
             };
             if len == 0 || len > MAX_LEN || e.logical > MAX_SIZE / BLOCK_U64 {
-                say(self, Code::E03, format!("expected 1 to {MAX_LEN} blocks below the greatest size, found extent {n} of {len} at {}", e.logical));
+                say(
+                    self,
+                    Code::E03,
+                    format!("expected 1 to {MAX_LEN} blocks below the greatest size, found extent {n} of {len} at {}", e.logical),
+                );
                 tally.broken = true;
                 continue;
             }

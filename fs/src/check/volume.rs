@@ -78,7 +78,8 @@ fn journal(c: &mut Check<'_>, slot: Slot, plan: &Plan) -> Result<()> {
         c.found(Code::J04, Place::slot(slot), text);
     }
     if let Some(g) = plan.gap() {
-        let text = format!("expected record {} at position {}, found it damaged although record {} is whole", g.missing, g.position, g.later);
+        let text =
+            format!("expected record {} at position {}, found it damaged although record {} is whole", g.missing, g.position, g.later);
         c.found(Code::J01, Place::slot(slot), text);
     }
     let all: Vec<BlockNo> = plan.images().map(|(b, _)| b).collect();

@@ -1,8 +1,8 @@
 //! `luna fsck`: checks a volume that no host has mounted. Exit codes are those of fsck(8).
 //!
 //! Each finding is one line: code, severity, place, what was expected and found; `docs/checks.md` has a paragraph for every
-//! code. `-p` (at boot) takes the short look first and the long one only if that finds a reason. There is no repair yet:
-//! `-p` and `-y` check and then say what is left.
+//! code. `-n` also looks at a volume that hosts have mounted, and says so. `-p` (at boot) takes the short look first and the long one only if that finds a reason. There is no repair yet:
+//! `-p` and `-y` check, say what is left, and exit 8.
 //!
 //! Invariant: the LUN is opened read-only, so nothing here can write. Not here: the checks (fs crate).
 
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use luna_fs::check::{self, CheckOptions, Finding, Progress, Quick, Severity, Summary};
 use luna_lun::Disk;
 use serde_json::json;
+use std::io::Write;
 
 /// fsck(8): no errors.
 pub const CLEAN: u8 = 0;
@@ -52,8 +53,14 @@ fn check(args: &FsckArgs) -> Result<u8> {
     }
     let (id, sb) = luna_fs::mkfs::read_superblock(disk)?;
     let live = slots::live(disk, id, &sb)?;
-    if !live.is_empty() {
-        anyhow::bail!("{} is mounted right now by {}; a check would race with them; unmount it there first", args.lun, live.join(", "));
+    if !live.is_empty() && args.no_write {
+        eprintln!("luna: {} is mounted right now by {}: findings may be gone a moment later", args.lun, live.join(", "));
+    } else if !live.is_empty() {
+        anyhow::bail!(
+            "{} is mounted right now by {}; a check would race with them; unmount it there first, or look with -n",
+            args.lun,
+            live.join(", ")
+        );
     }
     walk(args, disk)
 }
@@ -70,7 +77,7 @@ fn walk(args: &FsckArgs, disk: &dyn Disk) -> Result<u8> {
     let options = CheckOptions { progress: Some(&hear), ..CheckOptions::default() };
     let summary = check::run(disk, &options, &mut |f| {
         if !args.json {
-            bar.suspend(|| println!("{f}"));
+            bar.suspend(|| line(&f));
         }
         findings.push(f);
     });
@@ -86,12 +93,17 @@ fn walk(args: &FsckArgs, disk: &dyn Disk) -> Result<u8> {
         human(summary.reached * luna_format::BLOCK_U64),
         human(summary.blocks * luna_format::BLOCK_U64)
     );
+    if !args.json {
+        let more = summary.counts.iter().filter(|(_, n)| **n > options.max_per_code);
+        more.for_each(|(code, n)| line(&format_args!("{code}: {n} findings in all, the first {} are listed", options.max_per_code)));
+    }
     say(args, &as_json(args, &summary, &findings), &text);
     if summary.is_clean() {
         return Ok(CLEAN);
     }
     if args.preen || args.yes {
         eprintln!("luna: {}: this version finds errors but cannot repair them; nothing was changed", args.lun);
+        return Ok(OPERATIONAL);
     }
     Ok(LEFT)
 }
@@ -113,5 +125,10 @@ fn as_json(args: &FsckArgs, s: &Summary, findings: &[Finding]) -> serde_json::Va
 }
 
 fn say(args: &FsckArgs, value: &serde_json::Value, text: &str) {
-    if args.json { println!("{value}") } else { println!("{text}") }
+    if args.json { line(value) } else { line(&text) }
+}
+
+/// One line on stdout. Whoever closes it early (`| head`) still gets the exit code.
+fn line(text: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
