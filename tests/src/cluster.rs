@@ -10,11 +10,17 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// How long one cluster may live. A call that hangs in a mount cannot be interrupted by anything but the end of its daemon.
+const LIFE: Duration = Duration::from_secs(150);
 
 /// What a cluster is made with.
 #[derive(Clone, Debug)]
@@ -69,6 +75,7 @@ pub struct Cluster {
     pub hosts: Vec<Host>,
     setup: Setup,
     good: bool,
+    over: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -93,7 +100,8 @@ impl Cluster {
         // short: a unix socket's path has room for 107 bytes
         let dir = std::env::temp_dir().join(format!("lt-{}-{}-{name}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(&dir)?;
-        let mut cluster = Self { server: None, hosts: Vec::new(), setup, good: false, dir };
+        let mut cluster = Self { server: None, hosts: Vec::new(), setup, good: false, over: Arc::default(), dir };
+        watch(cluster.dir.clone(), Arc::clone(&cluster.over));
         File::create(cluster.lun_file())?.set_len(cluster.setup.bytes)?;
         cluster.start_server()?;
         Ok(cluster)
@@ -217,8 +225,7 @@ impl Cluster {
     /// The process number of host `n`'s daemon.
     pub fn daemon_pid(&self, n: usize) -> Result<i32> {
         let dir = self.hosts[n].dir.display().to_string();
-        let out = tool("pgrep", &["-f", "--", &format!("mount --daemon .* {dir}( |$)")])?;
-        out.lines().next().and_then(|l| l.trim().parse().ok()).with_context(|| format!("no daemon for {dir}"))
+        daemons(&dir).first().copied().with_context(|| format!("no daemon for {dir}"))
     }
 
     /// Unmounts everything, checks the file system and lets go of it all. Every test ends with it.
@@ -240,6 +247,36 @@ impl Cluster {
         ensure!(out.code == 0, "fsck -n ended with {}: {}{}", out.code, out.out, out.err);
         Ok(())
     }
+}
+
+/// The daemons whose mount point begins with `dir`.
+fn daemons(dir: &str) -> Vec<i32> {
+    let of = |pid: i32| -> Option<i32> {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        (words.iter().any(|w| w == "--daemon") && words.iter().any(|w| w == dir || w.starts_with(&format!("{dir}/m")))).then_some(pid)
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| of(e.file_name().to_string_lossy().parse().ok()?)).collect()
+}
+
+/// Kills the daemons below `dir` when the cluster outlives its time: whatever hangs in a mount then fails, and the test with it.
+fn watch(dir: PathBuf, over: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let begin = Instant::now();
+        while begin.elapsed() < LIFE {
+            std::thread::sleep(Duration::from_millis(200));
+            if over.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+        eprintln!("{}: still there after {} s; killing its daemons", dir.display(), LIFE.as_secs());
+        for pid in daemons(&dir.display().to_string()) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    });
 }
 
 fn is_mounted(dir: &Path) -> bool {
@@ -268,6 +305,7 @@ impl Drop for Cluster {
             }
         }
         self.server = None;
+        self.over.store(true, Ordering::Relaxed);
         if keep {
             eprintln!("kept: {}", self.dir.display());
             for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {

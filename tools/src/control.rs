@@ -9,7 +9,7 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::OwnedFd,
     net::sockopt::socket_peercred,
-    process::{PidfdFlags, pidfd_open},
+    process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use std::{
     io::{Read, Write},
@@ -62,6 +62,11 @@ impl Daemon {
     /// Its process number.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Kills it. The other hosts recover what it held.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.fd, Signal::KILL);
     }
 
     /// Waits until the process has ended; `false` when it has not within `limit`.

@@ -14,6 +14,7 @@ mod steps;
 mod stop;
 mod traffic;
 mod vm;
+mod watch;
 mod world;
 pub mod writer;
 
@@ -28,6 +29,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     stop::install()?;
     let begin = Instant::now();
     let mut story = Story::new(args)?;
+    let watch = watch::Watch::start(story.world.hosts.iter().map(|h| h.dir.clone()).collect());
     println!("Luna demo: {} hosts on this machine, in {}", args.hosts, story.world.dir.display());
     if let machine::Kind::Process { why, .. } = &story.kind {
         println!("No virtual machine ({why}): a plain writer process moves in its place.");
@@ -35,6 +37,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     for (n, step) in STEPS.iter().enumerate() {
         stop::check()?;
         let start = Instant::now();
+        watch.step();
         let told = (step.run)(&mut story).with_context(|| format!("step {} of {}, {}", n + 1, STEPS.len(), step.title))?;
         println!("{:>2}/{}  {:<62}{:>8.2} s", n + 1, STEPS.len(), step.title, start.elapsed().as_secs_f64());
         for line in told.lines() {
