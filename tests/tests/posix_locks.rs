@@ -4,6 +4,7 @@ use anyhow::ensure;
 use luna_tests::{
     Cluster, Result, io,
     posix::{Mode, file_lock, file_lock_wait, flock, process_lock},
+    wait_until,
 };
 use rustix::fs::FlockOperation;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ fn ranges_conflict_across_hosts() -> Result {
     }
     // closing lets go
     drop(a);
-    ensure!(file_lock(&b, Mode::Exclusive, (4, 1))?, "the range of a closed file is still locked");
+    wait_until("the range of a closed file", Duration::from_secs(10), || matches!(file_lock(&b, Mode::Exclusive, (4, 1)), Ok(true)))?;
     drop((b, d));
     c.finish()
 }
@@ -77,7 +78,7 @@ fn whole_file_and_process_locks() -> Result {
     // two mounts are two inodes to the kernel, so this process conflicts with itself here, as two processes would
     ensure!(!process_lock(&b, Mode::Shared, (3, 1))?, "a process's range lock is not seen on another host");
     drop(a);
-    ensure!(process_lock(&b, Mode::Shared, (3, 1))?, "closing did not let go");
+    wait_until("closing lets go", Duration::from_secs(10), || matches!(process_lock(&b, Mode::Shared, (3, 1)), Ok(true)))?;
     drop(b);
     c.finish()
 }
@@ -88,7 +89,7 @@ fn a_killed_owner_lets_go() -> Result {
     let path = c.path(0, "f");
     let b = io::buffered(&c.path(1, "f"))?;
     let mut owner = std::process::Command::new("flock").arg(&path).args(["sleep", "60"]).spawn()?;
-    luna_tests::wait_until("the owner's lock", Duration::from_secs(10), || {
+    wait_until("the owner's lock", Duration::from_secs(10), || {
         matches!(flock(&b, FlockOperation::NonBlockingLockExclusive), Ok(false))
             || flock(&b, FlockOperation::NonBlockingUnlock).is_err()
             || std::fs::metadata(&path).is_err()
@@ -98,7 +99,7 @@ fn a_killed_owner_lets_go() -> Result {
     let _ = luna_tests::run("pkill", &["-P", &pid]);
     owner.kill()?;
     owner.wait()?;
-    luna_tests::wait_until("the lock of a killed process", Duration::from_secs(10), || {
+    wait_until("the lock of a killed process", Duration::from_secs(10), || {
         matches!(flock(&b, FlockOperation::NonBlockingLockExclusive), Ok(true))
     })?;
     drop(b);
