@@ -198,7 +198,10 @@ impl Host {
                 Some(Packet::Cluster(msg)) => {
                     self.step_cluster(c, cluster::Input::Message { from: Some((from, incarnation)), msg });
                 }
-                Some(Packet::Dlm(msg)) => self.step_dlm(c, dlm::Input::Message { from, msg }),
+                Some(Packet::Dlm(msg)) => {
+                    tracing::trace!(from, ?msg, "from a lock manager");
+                    self.step_dlm(c, dlm::Input::Message { from, msg });
+                }
                 None => {
                     self.garbage.fetch_add(1, Ordering::Relaxed);
                 }
@@ -265,9 +268,14 @@ impl Host {
 
     fn do_dlm(&self, o: dlm::Output) {
         use dlm::Output as O;
+        // the manager talks to the others as soon as this host is a member, before there is a cache to serve
+        if let O::Send { to, msg } = o {
+            tracing::trace!(to, ?msg, "to a lock manager");
+            return self.send(to, &Packet::Dlm(msg));
+        }
         let (Some(locks), Some(posix)) = (self.locks.get(), self.posix.get()) else { return };
         match o {
-            O::Send { to, msg } => self.send(to, &Packet::Dlm(msg)),
+            O::Send { .. } => {}
             O::Granted { name, mode, value } => locks.granted(&name, mode, value),
             O::Denied { name, mode } => locks.denied(&name, mode),
             O::Bast { name, wanted, polite } => locks.bast(&name, wanted, polite),
@@ -310,6 +318,7 @@ impl Host {
         c.view = Some(v);
         if let Some(d) = told {
             c.dlm_epoch = d.epoch;
+            tracing::debug!(view = ?d, "lock manager view");
             self.step_dlm(c, dlm::Input::View(d));
         }
     }

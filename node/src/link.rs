@@ -87,6 +87,11 @@ impl Link {
         self.received - self.acked_to_peer
     }
 
+    /// The last number sent.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// The last number received.
     pub fn received(&self) -> u64 {
         self.received

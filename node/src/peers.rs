@@ -109,10 +109,22 @@ impl Peers {
         })
     }
 
-    /// This host's place, once it has one. What it said before as an outsider is forgotten, numbers start anew.
+    /// This host's place, once it has one. What it said before as an outsider is forgotten, numbers start anew. In this order:
+    /// a peer that gets in as soon as the place is known must not be forgotten again, its messages would be lost.
     pub fn set_me(&self, slot: Slot, incarnation: Incarnation) {
-        *self.me.lock() = (slot, incarnation);
+        let mut me = self.me.lock();
         self.retain(&|_, _| false);
+        tracing::debug!(slot, incarnation, "this host has its place");
+        *me = (slot, incarnation);
+    }
+
+    /// Each link in numbers, for status: slot, incarnation, connections, sent, unacknowledged, received, duplicates, gaps.
+    pub fn links(&self) -> Vec<(Slot, Incarnation, usize, u64, usize, u64, u64, u64)> {
+        let table = self.table.lock();
+        let line = |(s, p): (&Slot, &Peer)| {
+            (*s, p.incarnation, p.conns.len(), p.link.sent(), p.link.unacked().count(), p.link.received(), p.link.duplicates, p.link.gaps)
+        };
+        table.iter().map(line).collect()
     }
 
     /// This incarnation of a peer is over.
@@ -154,8 +166,12 @@ impl Peers {
     /// Sends a message, now or when there is a way.
     pub fn send(&self, to: Slot, payload: Vec<u8>) {
         let mut table = self.table.lock();
-        let Some(p) = table.get_mut(&to) else { return };
+        let Some(p) = table.get_mut(&to) else {
+            tracing::warn!(slot = to, "a message to a host that is not known was dropped");
+            return;
+        };
         let n = p.link.send(payload);
+        tracing::trace!(slot = to, seq = n.seq, conns = p.conns.len(), "send");
         self.counters.sent.fetch_add(1, Ordering::Relaxed);
         if let Some(c) = p.conns.last() {
             p.sent = Instant::now();
@@ -298,6 +314,7 @@ impl Peers {
     }
 
     fn attach(self: &Arc<Self>, theirs: &Hello, conn: &Arc<Conn>) {
+        tracing::debug!(slot = theirs.slot, received = theirs.received, "link up");
         let mut table = self.table.lock();
         let known = table.contains_key(&theirs.slot);
         let p = upsert(&mut table, theirs.slot, theirs.incarnation);
@@ -360,7 +377,9 @@ impl Peers {
             Frame::Ack(ack) => p.link.acked(ack),
             Frame::Data { seq, ack, payload } => {
                 p.link.acked(ack);
-                if p.link.arrived(seq) == Arrival::Deliver {
+                let arrival = p.link.arrived(seq);
+                tracing::trace!(slot = theirs.slot, seq, ?arrival, "arrived");
+                if arrival == Arrival::Deliver {
                     self.counters.received.fetch_add(1, Ordering::Relaxed);
                     self.events.deliver(theirs.slot, theirs.incarnation, payload);
                 }

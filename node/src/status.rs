@@ -10,7 +10,8 @@ pub(crate) fn answer(site: &Site, line: &str) -> String {
     let value = match line {
         "status" => status(site),
         "locks" => locks(site),
-        other => json!({ "error": format!("unknown command '{other}'; known: status, locks") }),
+        "manager" => json!({ "manager": site.host.look(|_, d, _| format!("{d:#?}")) }),
+        other => json!({ "error": format!("unknown command '{other}'; known: status, locks, manager") }),
     };
     format!("{value}\n")
 }
@@ -74,6 +75,14 @@ fn counters(site: &Site, v: &luna_fs::Volume, blocks: usize, dirty: usize) -> Va
         "messages_sent": p.sent.load(Relaxed), "messages_received": p.received.load(Relaxed), "messages_mailed": p.mailed.load(Relaxed),
         "links_refused": p.refused.load(Relaxed), "garbage": site.host.garbage.load(Relaxed),
     });
+    let (lock_epoch, lock_open, lock_view_ms) = site.host.look(|_, d, _| d.map_or((0, false, 0), luna_dlm::Core::status));
+    out["lock_epoch"] = json!(lock_epoch);
+    out["lock_open"] = json!(lock_open);
+    out["lock_view_ms"] = json!(lock_view_ms);
+    for l in site.peers.links() {
+        let line = json!({ "incarnation": l.1, "connections": l.2, "sent": l.3, "unacked": l.4, "received": l.5, "duplicates": l.6, "gaps": l.7 });
+        out[format!("link_{}", l.0)] = line;
+    }
     if let Some(fs) = site.fs() {
         let f = &fs.counters;
         out["io_fast"] = json!(f.fast.load(Relaxed));
