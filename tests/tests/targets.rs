@@ -5,6 +5,7 @@ use luna_tests::{Cluster, Kind, Result, Setup, io};
 use std::{
     fs,
     os::unix::fs::FileExt,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -82,15 +83,22 @@ fn a_target_that_goes_away_and_comes_back() -> Result {
     f.sync_all()?;
     let lun = c.lun();
     c.server = None;
-    let waiting = std::thread::scope(|scope| -> Result<Duration> {
-        // I/O while it is away waits; it neither fails nor hangs for ever
-        let begin = Instant::now();
-        let f = &f;
-        let writer = scope.spawn(move || f.write_all_at(io::Aligned::pattern(1 << 20, 2).bytes(), 1 << 20).map(|()| begin.elapsed()));
-        std::thread::sleep(Duration::from_millis(1500));
-        c.start_server()?;
-        Ok(writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??)
-    })?;
+    // no file on the mount may be open here: starting a program closes this process's files in the child, each with a flush
+    // that waits for the LUN, and the server would never be started
+    drop(f);
+    let pattern = c.dir.join("pattern");
+    fs::write(&pattern, io::Aligned::pattern(1 << 20, 2).bytes())?;
+    let (from, to) = (format!("if={}", pattern.display()), format!("of={}", c.path(0, "disk").display()));
+    let begin = Instant::now();
+    let mut dd =
+        Command::new("dd").args([&from, &to]).args(["bs=1M", "seek=1", "oflag=direct", "conv=notrunc,fsync", "status=none"]).spawn()?;
+    // I/O while it is away waits; it neither fails nor hangs for ever
+    std::thread::sleep(Duration::from_millis(1500));
+    c.start_server()?;
+    let status = dd.wait()?;
+    let waiting = begin.elapsed();
+    ensure!(status.success(), "a write while the target was away: {status}");
+    let f = io::direct(&c.path(0, "disk"))?;
     ensure!(c.lun() == lun, "the LUN's address changed");
     ensure!(waiting >= Duration::from_millis(1000), "a write to a target that is away was answered after {waiting:?}");
     io::expect(&f, 1 << 20, 1 << 20, 2, "what was written meanwhile")?;

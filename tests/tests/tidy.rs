@@ -52,7 +52,7 @@ impl Source {
     fn is_test(&self) -> bool {
         self.path.starts_with("tests/")
             || self.path.contains("/tests/")
-            || self.path.ends_with("/tests.rs")
+            || self.path.ends_with("tests.rs")
             || self.path.contains("/examples/")
     }
 }
