@@ -260,8 +260,7 @@ pub fn read_paxos(b: &Block, volume: VolumeId, block: BlockNo, slot: Slot) -> Re
 
 /// Seals a record that will be written at `block`; the same bytes whoever does it.
 pub fn seal_record(r: &Record, volume: VolumeId, block: BlockNo) -> Block {
-    let stamp =
-        Stamp { kind: Kind::Record, volume, block, owner: r.index, version: r.index, writer: r.decision.by, epoch: r.index };
+    let stamp = Stamp { kind: Kind::Record, volume, block, owner: r.index, version: r.index, writer: r.decision.by, epoch: r.index };
     sealed(r.as_bytes(), &stamp)
 }
 

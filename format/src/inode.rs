@@ -150,7 +150,7 @@ pub fn check(b: &Block) -> Result<Inode, CheckError> {
         Layout::Empty => true,
         Layout::Inline | Layout::DirInline => ino.inline_len as usize <= BODY_BYTES,
         Layout::Extents => count <= INLINE_EXTENTS,
-        Layout::ExtentTree | Layout::DirTree => count >= 1 && count <= ROOT_ENTRIES && (1..=crate::tree::MAX_DEPTH).contains(&ino.depth),
+        Layout::ExtentTree | Layout::DirTree => (1..=ROOT_ENTRIES).contains(&count) && (1..=crate::tree::MAX_DEPTH).contains(&ino.depth),
     };
     if !fits {
         return bad("inode body count", u64::from(ino.count).max(u64::from(ino.inline_len)));

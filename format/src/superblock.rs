@@ -195,7 +195,7 @@ impl Superblock {
         let usable = self.total_blocks - 1 - self.ag_start;
         if self.segment_blocks != 256
             || self.ag_blocks == 0
-            || self.ag_blocks % 256 != 0
+            || !self.ag_blocks.is_multiple_of(256)
             || self.ag_blocks > crate::ag::MAX_BLOCKS
             || self.ag_count == 0
             || (self.ag_count - 1).checked_mul(self.ag_blocks).is_none_or(|n| n >= usable)

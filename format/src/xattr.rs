@@ -31,8 +31,11 @@ pub fn record_bytes(name_len: usize, value_len: usize) -> usize {
     (8 + name_len + value_len).next_multiple_of(8)
 }
 
+/// Name and value of one attribute.
+pub type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Splits the used bytes into (name, value) pairs.
-pub fn entries(block: u64, bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, CheckError> {
+pub fn entries(block: u64, bytes: &[u8]) -> Result<Vec<Pair<'_>>, CheckError> {
     let (mut at, mut out) = (0, Vec::new());
     while at < bytes.len() {
         let bad = Err(CheckError::Field { block, what: "xattr record", found: at as u64 });

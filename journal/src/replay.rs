@@ -31,6 +31,9 @@ pub struct Gap {
     pub later: u64,
 }
 
+/// Images of a whole record, and the position behind it.
+type Whole = (Vec<(BlockNo, Block)>, u64);
+
 /// What replay would do.
 pub struct Plan {
     region: Region,
@@ -204,7 +207,7 @@ impl Plan {
     }
 
     /// Reads the record `sequence` at `position`; `None` when it is not whole.
-    fn record(&self, log: &mut Log<'_>, sequence: u64, position: u64) -> Result<Option<(Vec<(BlockNo, Block)>, u64)>> {
+    fn record(&self, log: &mut Log<'_>, sequence: u64, position: u64) -> Result<Option<Whole>> {
         let (mut at, mut part, mut chain) = (position, 0u32, 0u32);
         let mut images = Vec::new();
         loop {

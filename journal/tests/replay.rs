@@ -87,7 +87,7 @@ fn check(disk: &MemoryDisk, region: (u64, u64), must: &BTreeMap<u64, u64>, may: 
     }
 }
 
-fn maps<'a>(r: &'a Run, done: usize) -> (&'a BTreeMap<u64, u64>, &'a BTreeMap<u64, u64>) {
+fn maps(r: &Run, done: usize) -> (&BTreeMap<u64, u64>, &BTreeMap<u64, u64>) {
     let i = r.promised.iter().rposition(|(e, _)| *e <= done).unwrap_or(0);
     (&r.promised[i].1, &r.promised[(i + 1).min(r.promised.len() - 1)].1)
 }

@@ -148,7 +148,10 @@ mod tests {
             a.acked(b.ack());
             assert_eq!(a.oldest_unacked(), None, "seed {seed}");
             assert_eq!(got.len() as u64, a.sent, "seed {seed}");
-            assert!(got.windows(2).all(|w| u32::from_le_bytes(w[0][..].try_into().unwrap()) < u32::from_le_bytes(w[1][..].try_into().unwrap())), "seed {seed}");
+            assert!(
+                got.windows(2).all(|w| u32::from_le_bytes(w[0][..].try_into().unwrap()) < u32::from_le_bytes(w[1][..].try_into().unwrap())),
+                "seed {seed}"
+            );
         }
     }
 }

@@ -118,7 +118,13 @@ fn open(o: &MountOptions, connections: usize) -> Result<Lun, NodeError> {
 type Started = (Arc<Site>, Receiver<Gate>, Receiver<()>);
 
 /// The cores and their threads.
-fn start_cluster(options: MountOptions, volume_id: VolumeId, sb: Superblock, beats: &Lun, listener: TcpListener) -> Result<Started, NodeError> {
+fn start_cluster(
+    options: MountOptions,
+    volume_id: VolumeId,
+    sb: Superblock,
+    beats: &Lun,
+    listener: TcpListener,
+) -> Result<Started, NodeError> {
     let addresses = options::announced(&listener).map_err(NodeError::system("finding this host's addresses"))?;
     let config = cluster::Config {
         area: cluster::Area::of(volume_id, &sb),
@@ -147,8 +153,7 @@ fn start_cluster(options: MountOptions, volume_id: VolumeId, sb: Superblock, bea
     });
     let (gate_tx, gate_rx) = unbounded();
     let (left_tx, left_rx) = unbounded();
-    let recovery =
-        Recovery { host: Arc::clone(&host), disk: Arc::clone(&beats.disk), sb, volume: volume_id, timing: site.options.timing };
+    let recovery = Recovery { host: Arc::clone(&host), disk: Arc::clone(&beats.disk), sb, volume: volume_id, timing: site.options.timing };
     let (h, disk) = (Arc::clone(&host), Arc::clone(&beats.disk));
     spawn("luna-beats", move || shell::serve_disk(&h, &*disk, &disk_rx))?;
     let s = Arc::clone(&site);
@@ -202,6 +207,8 @@ fn manage(site: &Arc<Site>, recovery: &Recovery, notices: &Receiver<Notice>, gat
                 if let Some(r) = site.running.get() {
                     r.volume.withdraw(&reason);
                     r.posix.withdraw();
+                    let fs = Arc::clone(&r.fs);
+                    let _ = spawn("luna-drop-pages", move || fs.drop_pages());
                 }
                 let _ = gate.send(Gate::Refused(reason));
                 let _ = left.send(());
@@ -288,10 +295,10 @@ impl MountedHost {
         let Self { site, mounted, left, _control } = self;
         mounted.join().map_err(NodeError::system("serving FUSE"))?;
         let started = now_ms();
-        if let Some(r) = site.running.get() {
-            if let Err(e) = r.fs.shutdown() {
-                tracing::error!(error = %e, "could not bring everything home");
-            }
+        if let Some(r) = site.running.get()
+            && let Err(e) = r.fs.shutdown()
+        {
+            tracing::error!(error = %e, "could not bring everything home");
         }
         leave(&site, &left);
         stop_threads(&site);

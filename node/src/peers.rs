@@ -70,6 +70,27 @@ struct Peer {
     dialing: bool,
 }
 
+/// One link as status shows it.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct LinkLine {
+    /// The peer's slot.
+    pub slot: Slot,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// TCP connections to it.
+    pub connections: usize,
+    /// Messages sent.
+    pub sent: u64,
+    /// Of them, not acknowledged.
+    pub unacked: usize,
+    /// Messages received.
+    pub received: u64,
+    /// Messages that arrived twice.
+    pub duplicates: u64,
+    /// Messages that arrived too early.
+    pub gaps: u64,
+}
+
 /// Counters of the links.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -118,13 +139,19 @@ impl Peers {
         *me = (slot, incarnation);
     }
 
-    /// Each link in numbers, for status: slot, incarnation, connections, sent, unacknowledged, received, duplicates, gaps.
-    pub fn links(&self) -> Vec<(Slot, Incarnation, usize, u64, usize, u64, u64, u64)> {
-        let table = self.table.lock();
-        let line = |(s, p): (&Slot, &Peer)| {
-            (*s, p.incarnation, p.conns.len(), p.link.sent(), p.link.unacked().count(), p.link.received(), p.link.duplicates, p.link.gaps)
+    /// Each link in numbers, for status.
+    pub fn links(&self) -> Vec<LinkLine> {
+        let line = |(slot, p): (&Slot, &Peer)| LinkLine {
+            slot: *slot,
+            incarnation: p.incarnation,
+            connections: p.conns.len(),
+            sent: p.link.sent(),
+            unacked: p.link.unacked().count(),
+            received: p.link.received(),
+            duplicates: p.link.duplicates,
+            gaps: p.link.gaps,
         };
-        table.iter().map(line).collect()
+        self.table.lock().iter().map(line).collect()
     }
 
     /// This incarnation of a peer is over.

@@ -27,7 +27,13 @@ fn status(site: &Site) -> Value {
     let (epoch, leader, gate) = site.host.look(|c, _, view| {
         for m in view.iter().flat_map(|v| &v.members) {
             let own = me == Some((m.slot, m.incarnation));
-            let link = if own { "self" } else if site.peers.is_up(m.slot) { "tcp" } else { "lun" };
+            let link = if own {
+                "self"
+            } else if site.peers.is_up(m.slot) {
+                "tcp"
+            } else {
+                "lun"
+            };
             members.push(json!({
                 "slot": m.slot, "name": m.name, "incarnation": m.incarnation, "state": "member",
                 "addr": m.addresses.join(" "), "beat_age_ms": c.beat_age_ms(m.slot, crate::host::now_ms()), "link": link,
@@ -56,7 +62,8 @@ fn status(site: &Site) -> Value {
         let space = v.space();
         out["space"] = json!({ "total_bytes": space.0 * 4096, "free_bytes": space.1 * 4096 });
         out["journal"] = json!({ "total_blocks": j.ring_blocks, "used_blocks": j.used_blocks, "sequence": v.journal.running() });
-        let mastered = site.host.look(|_, d, _| d.map_or(0, |d| d.dump().iter().filter(|l| l.master.map(|m| (m.slot, m.incarnation)) == me).count()));
+        let mastered =
+            site.host.look(|_, d, _| d.map_or(0, |d| d.dump().iter().filter(|l| l.master.map(|m| (m.slot, m.incarnation)) == me).count()));
         let dump = v.locks.dump();
         let held = dump.iter().filter(|l| l.granted != luna_dlm::Mode::Nl).count();
         out["locks"] = json!({ "held": held, "mastered": mastered, "waiting": dump.iter().map(|l| l.waiters).sum::<usize>() });
@@ -80,8 +87,7 @@ fn counters(site: &Site, v: &luna_fs::Volume, blocks: usize, dirty: usize) -> Va
     out["lock_open"] = json!(lock_open);
     out["lock_view_ms"] = json!(lock_view_ms);
     for l in site.peers.links() {
-        let line = json!({ "incarnation": l.1, "connections": l.2, "sent": l.3, "unacked": l.4, "received": l.5, "duplicates": l.6, "gaps": l.7 });
-        out[format!("link_{}", l.0)] = line;
+        out[format!("link_{}", l.slot)] = json!(l);
     }
     if let Some(fs) = site.fs() {
         let f = &fs.counters;
