@@ -20,6 +20,8 @@ pub const MAX_SIZE: u64 = 1 << 60;
 
 /// Inode flag: no name leads here any more; listed in the orphan directory of `orphan_slot`.
 pub const FLAG_ORPHAN: u32 = 1;
+/// Inode flag, beside [`FLAG_ORPHAN`]: the reaper has begun to free it, so it can not be opened any more.
+pub const FLAG_REAPING: u32 = 2;
 
 /// How the body is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +74,7 @@ pub struct Inode {
     pub btime_ns: i64,
     /// 128: generation: differs for each file that ever had this number.
     pub generation: u64,
-    /// 136: [`FLAG_ORPHAN`].
+    /// 136: [`FLAG_ORPHAN`], [`FLAG_REAPING`].
     pub flags: u32,
     /// 140: device number of a device node.
     pub rdev: u32,

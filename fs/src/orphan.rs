@@ -13,10 +13,10 @@ use crate::tx::{Effect, Tx};
 use crate::volume::{Needs, Ran, Volume, Wait};
 use crate::{alloc, dir, extent, inode, names, xattr};
 use luna_dlm::{LockError, Mode};
-use luna_format::inode::{FLAG_ORPHAN, Inode, Layout};
+use luna_format::inode::{FLAG_ORPHAN, FLAG_REAPING, Inode, Layout};
 use luna_format::{HEADER_BYTES, Ino, Slot};
 use parking_lot::{Condvar, Mutex};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -73,7 +73,22 @@ pub struct Sweep {
 }
 
 /// Frees one orphan, if nobody has it open. May wait for other hosts to write back.
+///
+/// From the mark on nobody opens it: until then a name that was looked up before the unlink may still be opened, as on a local
+/// file system.
 pub fn reap(vol: &Volume, ino: Ino) -> Result<Reaped, FsError> {
+    let marked = alone(vol, ino, |tx| {
+        let Some(i) = orphan(tx, ino)? else { return Ok(false) };
+        if i.flags & FLAG_REAPING == 0 {
+            inode::update(tx, ino, |i| i.flags |= FLAG_REAPING)?;
+        }
+        Ok(true)
+    })?;
+    match marked {
+        None => return Ok(Reaped::InUse),
+        Some(false) => return Ok(Reaped::Nothing),
+        Some(true) => {}
+    }
     let mut from = Some(0);
     while let Some(start) = from {
         let step = alone(vol, ino, |tx| {
@@ -93,7 +108,7 @@ pub fn reap(vol: &Volume, ino: Ino) -> Result<Reaped, FsError> {
 
 /// Runs a body while no host has `ino` open; `None` when one has. The open right sorts after all others that a body takes,
 /// so nothing is waited for while it is held: what is missing is fetched without it, and everything tried again.
-/// Nobody can open the inode between two runs, because an inode without links is not opened anew.
+/// Nobody can open the inode between two runs, because what is marked [`FLAG_REAPING`] is not opened.
 fn alone<T>(vol: &Volume, ino: Ino, mut body: impl FnMut(&mut Tx<'_>) -> Step<T>) -> Result<Option<T>, FsError> {
     let mut needs = Needs::new();
     for attempt in 0..ATTEMPTS {
@@ -199,9 +214,12 @@ fn unlist(vol: &Volume, slot: Slot, e: &dir::Listed) -> Result<(), FsError> {
     Ok(())
 }
 
+/// How long an unlinked file stays openable for those who looked its name up just before.
+const GRACE: Duration = Duration::from_millis(300);
+
 #[derive(Default)]
 struct Queue {
-    inos: BTreeSet<Ino>,
+    inos: BTreeMap<Ino, Instant>,
     slots: BTreeSet<Slot>,
     stop: bool,
 }
@@ -231,7 +249,7 @@ impl Reaper {
 
     /// This inode may be an orphan that nobody here has open any more. Quick; may be called under the metadata mutex.
     pub fn wake(&self, ino: Ino) {
-        self.queue.lock().inos.insert(ino);
+        self.queue.lock().inos.entry(ino).or_insert_with(|| Instant::now() + GRACE);
         self.bell.notify_one();
     }
 
@@ -256,13 +274,16 @@ impl Reaper {
             if q.stop {
                 return None;
             }
-            if let Some(ino) = q.inos.pop_first() {
+            let soonest = q.inos.iter().min_by_key(|(_, at)| **at).map(|(ino, at)| (*ino, *at));
+            if let Some((ino, _)) = soonest.filter(|(_, at)| *at <= Instant::now()) {
+                q.inos.remove(&ino);
                 return Some(Some(Job::One(ino)));
             }
             if let Some(slot) = q.slots.pop_first() {
                 return Some(Some(Job::All(slot)));
             }
-            if self.bell.wait_until(&mut q, due).timed_out() {
+            let until = soonest.map_or(due, |(_, at)| at.min(due));
+            if self.bell.wait_until(&mut q, until).timed_out() && until == due {
                 return Some(None);
             }
         }

@@ -215,13 +215,15 @@ impl Fs {
                 if i.mode & op::S_IFMT == op::S_IFDIR {
                     return Err(FsError::IsDir.into());
                 }
-                if i.nlink == 0 && node.opens.lock().total == 0 {
-                    // a file without a name is not opened anew: a reaper may have begun
+                if i.flags & luna_format::inode::FLAG_REAPING != 0 {
                     return Err(FsError::Stale.into());
                 }
                 let hold = open.try_hold(Mode::Pr);
                 // counted under the metadata mutex, so that this host's reaper sees it (`Listener::is_open`)
-                node.opens.lock().total += u32::from(hold.is_some());
+                let mut o = node.opens.lock();
+                o.total += u32::from(hold.is_some());
+                o.orphan |= i.nlink == 0;
+                drop(o);
                 Ok(hold)
             };
             match self.volume.run_with(&mut needs, wait, body)? {

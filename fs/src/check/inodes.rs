@@ -6,7 +6,7 @@ use super::tree::Tally;
 use super::{Check, Code, Result};
 use crate::op::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use luna_format::ag::SegmentType;
-use luna_format::inode::{BODY_AT, FLAG_ORPHAN, Inode, Layout};
+use luna_format::inode::{BODY_AT, FLAG_ORPHAN, FLAG_REAPING, Inode, Layout};
 use luna_format::xattr::{RECORDS_AT, RECORDS_BYTES, USED_AT};
 use luna_format::{Block, BlockNo, CheckError, Ino, Kind, xattr};
 
@@ -40,8 +40,8 @@ impl Check<'_> {
             self.found(Code::I02, place, format!("expected a file type of stat(2), found mode {:#o}", i.mode));
             return;
         }
-        if i.flags & !FLAG_ORPHAN != 0 {
-            self.found(Code::I03, place.clone(), format!("expected no flags but {FLAG_ORPHAN}, found {:#x}", i.flags));
+        if i.flags & !(FLAG_ORPHAN | FLAG_REAPING) != 0 {
+            self.found(Code::I03, place.clone(), format!("expected no flags but {FLAG_ORPHAN} and {FLAG_REAPING}, found {:#x}", i.flags));
         }
         let layout = Layout::from_u8(i.layout).unwrap_or(Layout::Empty);
         let fits = match kind {
