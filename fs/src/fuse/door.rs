@@ -6,7 +6,7 @@
 //! Invariant: each request gets one reply. Not here: anything that decides.
 
 use super::convert::{self, attr, errno, inside, outside, when};
-use super::locks::{self, Waiting, Wanted};
+use super::locks::{self, Owners, Waiting, Wanted};
 use crate::data::WriteHow;
 use crate::error::{FsError, Step, Stop};
 use crate::op::{self, Attr, Cred, SetAttr};
@@ -38,6 +38,7 @@ const DIR_PAGE: usize = 256;
 pub(super) struct Door {
     fs: Arc<Fs>,
     waiting: Arc<Waiting>,
+    owners: Owners,
     root: Ino,
 }
 
@@ -47,7 +48,7 @@ fn cred(req: &Request, umask: u32) -> Cred {
 
 impl Door {
     pub(super) fn new(fs: &Arc<Fs>) -> Self {
-        Self { fs: Arc::clone(fs), waiting: Arc::default(), root: fs.volume.sb.root_ino }
+        Self { fs: Arc::clone(fs), waiting: Arc::default(), owners: Owners::default(), root: fs.volume.sb.root_ino }
     }
 
     /// Runs an operation here if it need not wait, else in the pool; then `done`.
@@ -414,7 +415,10 @@ impl Filesystem for Door {
 
     fn flush(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
         match self.file(fh) {
-            Some(file) => locks::release(&self.fs, &file.node, lock_owner.0, move || reply.ok()),
+            Some(file) => {
+                self.owners.forget(file.ino(), fh.0, lock_owner.0);
+                locks::release(&self.fs, &file.node, lock_owner.0, move || reply.ok());
+            }
             None => reply.error(Errno::EBADF),
         }
         self.fs.drive();
@@ -426,14 +430,17 @@ impl Filesystem for Door {
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
-        lock_owner: Option<LockOwner>,
+        _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Some(file) = self.fs.files.remove(fh.0) {
-            if let Some(owner) = lock_owner {
-                locks::release(&self.fs, &file.node, owner.0, || ());
+        // what flock(2) locked is among the handle's owners
+        if let Some(file) = self.file(fh) {
+            for owner in self.owners.end(file.ino(), fh.0) {
+                locks::release(&self.fs, &file.node, owner, || ());
             }
+        }
+        if let Some(file) = self.fs.files.remove(fh.0) {
             self.fs.close(file);
         }
         reply.ok();
@@ -548,6 +555,9 @@ impl Filesystem for Door {
     ) {
         let Some(file) = self.file(fh) else { return reply.error(Errno::EBADF) };
         let wanted = self.wanted(req, ino, lock_owner, (start, end), typ, pid);
+        if typ != libc::F_UNLCK {
+            self.owners.note(file.ino(), fh.0, lock_owner.0);
+        }
         locks::set(&self.fs, &self.waiting, &file.node, &wanted, sleep, reply);
         self.fs.drive();
     }

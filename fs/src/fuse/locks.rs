@@ -5,7 +5,12 @@
 //! for it. FUSE as `fuser` shows it does not say whether a whole-file lock came from flock(2): like NFS, both kinds are served
 //! from one space of ranges.
 //!
-//! Invariant: every request is answered exactly once; a cancelled one with EINTR. Not here: who holds what.
+//! The kernel does not say what a handle's end lets go: FLUSH names the closing process, never the open file that owns the
+//! locks of F_OFD_SETLK, and RELEASE names nobody unless flock(2) was used. So [`Owners`] keeps, for each handle, who locked
+//! through it. FLUSH forgets the process it names, so what is left at RELEASE are open files, each the handle's own.
+//!
+//! Invariants: every request is answered exactly once; a cancelled one with EINTR. After RELEASE no owner known only through
+//! that handle has a lock. Not here: who holds what.
 
 use crate::names;
 use crate::open::Node;
@@ -14,7 +19,7 @@ use fuser::{Errno, ReplyEmpty, ReplyLock};
 use luna_dlm::posix::{Op, PosixError, PosixLock, PosixResult, Space, Token};
 use luna_format::Ino;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -41,6 +46,40 @@ impl Wanted {
         let end = if self.end >= i64::MAX as u64 { u64::MAX } else { self.end };
         let owner = fs.posix.owner(self.owner);
         PosixLock { space: Space::Range, owner, start: self.start, end, write: self.typ == libc::F_WRLCK, pid: self.pid }
+    }
+}
+
+/// Who locked through which handle: inode, handle, owner.
+#[derive(Default)]
+pub(super) struct Owners {
+    all: Mutex<BTreeSet<(Ino, u64, u64)>>,
+}
+
+impl Owners {
+    /// `owner` locks, or tries to, through the handle.
+    pub(super) fn note(&self, ino: Ino, fh: u64, owner: u64) {
+        self.all.lock().insert((ino, fh, owner));
+    }
+
+    /// The process `owner` closed a descriptor of the handle: its locks on the inode go now, not at the handle's end. RELEASE
+    /// may come much later, when the process has the file open and locked again.
+    pub(super) fn forget(&self, ino: Ino, fh: u64, owner: u64) {
+        self.all.lock().remove(&(ino, fh, owner));
+    }
+
+    /// The handle ends: the owners that end with it. An owner is the address of a kernel object; when the kernel has given it
+    /// to a newer open file that locked already, what is left belongs to that one and goes with it.
+    pub(super) fn end(&self, ino: Ino, fh: u64) -> Vec<u64> {
+        let mut all = self.all.lock();
+        let gone: Vec<u64> = all.range((ino, fh, 0)..=(ino, fh, u64::MAX)).map(|(_, _, owner)| *owner).collect();
+        if gone.is_empty() {
+            return gone;
+        }
+        for owner in &gone {
+            all.remove(&(ino, fh, *owner));
+        }
+        let elsewhere: BTreeSet<u64> = all.range((ino, 0, 0)..=(ino, u64::MAX, u64::MAX)).map(|(_, _, owner)| *owner).collect();
+        gone.into_iter().filter(|owner| !elsewhere.contains(owner)).collect()
     }
 }
 
@@ -167,6 +206,24 @@ fn has_signal(tid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handle_ends_the_owners_known_only_through_it() {
+        let owners = Owners::default();
+        let (f, g) = (Ino(7), Ino(8));
+        owners.note(f, 1, 100);
+        owners.note(f, 1, 101);
+        owners.note(f, 2, 102);
+        owners.note(g, 3, 100);
+        owners.forget(f, 1, 101);
+        assert_eq!(owners.end(f, 1), [100], "a flushed owner is not let go again, one of another inode does not matter");
+        assert!(owners.end(f, 1).is_empty());
+        // the address of an open file that is gone is given to the next one, which locks before the old handle ends
+        owners.note(f, 4, 102);
+        assert!(owners.end(f, 2).is_empty());
+        assert_eq!(owners.end(f, 4), [102]);
+        assert_eq!(owners.end(g, 3), [100]);
+    }
 
     #[test]
     fn a_calm_process_has_no_signal_and_a_dead_one_is_gone() {
