@@ -7,8 +7,11 @@
 //! `luna-hammer append FILE ID COUNT`: appends COUNT lines with O_APPEND, one write each.
 //!
 //! `luna-hammer add FILE COUNT`: adds one to the number in FILE, COUNT times, under a POSIX lock.
+//!
+//! `luna-hammer hold flock|process|file FILE`: locks FILE, prints `held`, and sleeps until it is killed.
 
 use anyhow::{Context, Result, bail, ensure};
+use luna_tests::posix;
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
@@ -24,7 +27,8 @@ fn main() -> Result<()> {
         ["names", dir, id, ops, seed] => names(Path::new(dir), id, ops.parse()?, seed.parse()?),
         ["append", file, id, count] => append(Path::new(file), id, count.parse()?),
         ["add", file, count] => add(Path::new(file), count.parse()?),
-        _ => bail!("names DIR ID OPS SEED | append FILE ID COUNT | add FILE COUNT"),
+        ["hold", kind, file] => hold(kind, Path::new(file)),
+        _ => bail!("names DIR ID OPS SEED | append FILE ID COUNT | add FILE COUNT | hold flock|process|file FILE"),
     }
 }
 
@@ -114,6 +118,21 @@ fn add(path: &Path, count: u32) -> Result<()> {
         rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::Unlock)?;
     }
     Ok(())
+}
+
+fn hold(kind: &str, path: &Path) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let held = match kind {
+        "flock" => posix::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?,
+        "process" => posix::process_lock(&file, posix::Mode::Exclusive, (0, 0))?,
+        "file" => posix::file_lock(&file, posix::Mode::Exclusive, (0, 0))?,
+        _ => bail!("no kind of lock: {kind}"),
+    };
+    ensure!(held, "somebody else has a lock on {}", path.display());
+    println!("held");
+    loop {
+        std::thread::park();
+    }
 }
 
 fn number(file: &File) -> Result<u64> {
