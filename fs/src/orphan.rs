@@ -16,7 +16,7 @@ use luna_dlm::{LockError, Mode};
 use luna_format::inode::{FLAG_ORPHAN, FLAG_REAPING, Inode, Layout};
 use luna_format::{HEADER_BYTES, Ino, Slot};
 use parking_lot::{Condvar, Mutex};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -219,7 +219,9 @@ const GRACE: Duration = Duration::from_millis(300);
 
 #[derive(Default)]
 struct Queue {
-    inos: BTreeMap<Ino, Instant>,
+    /// In the order they came, so in the order they are due.
+    inos: VecDeque<(Instant, Ino)>,
+    waiting: BTreeSet<Ino>,
     slots: BTreeSet<Slot>,
     stop: bool,
 }
@@ -249,8 +251,14 @@ impl Reaper {
 
     /// This inode may be an orphan that nobody here has open any more. Quick; may be called under the metadata mutex.
     pub fn wake(&self, ino: Ino) {
-        self.queue.lock().inos.entry(ino).or_insert_with(|| Instant::now() + GRACE);
-        self.bell.notify_one();
+        let mut q = self.queue.lock();
+        if q.waiting.insert(ino) {
+            q.inos.push_back((Instant::now() + GRACE, ino));
+            // with others before it, the thread wakes for those anyway
+            if q.inos.len() == 1 {
+                self.bell.notify_one();
+            }
+        }
     }
 
     /// Sweep this slot's orphans soon.
@@ -274,15 +282,16 @@ impl Reaper {
             if q.stop {
                 return None;
             }
-            let soonest = q.inos.iter().min_by_key(|(_, at)| **at).map(|(ino, at)| (*ino, *at));
-            if let Some((ino, _)) = soonest.filter(|(_, at)| *at <= Instant::now()) {
-                q.inos.remove(&ino);
+            let soonest = q.inos.front().copied();
+            if let Some((_, ino)) = soonest.filter(|(at, _)| *at <= Instant::now()) {
+                q.inos.pop_front();
+                q.waiting.remove(&ino);
                 return Some(Some(Job::One(ino)));
             }
             if let Some(slot) = q.slots.pop_first() {
                 return Some(Some(Job::All(slot)));
             }
-            let until = soonest.map_or(due, |(_, at)| at.min(due));
+            let until = soonest.map_or(due, |(at, _)| at.min(due));
             if self.bell.wait_until(&mut q, until).timed_out() && until == due {
                 return Some(None);
             }

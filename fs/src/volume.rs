@@ -249,6 +249,27 @@ impl Volume {
         Err(FsError::Invalid("operation restarted without end"))
     }
 
+    /// A hold without waiting. On a thread that must not wait, a right that is not cached is asked for all the same: one mastered
+    /// on this host is here before the call returns, any other is under way while the operation goes to a thread that may wait.
+    fn grab(&self, name: &Name, mode: Mode, wait: Wait) -> Option<Hold> {
+        let cached = self.locks.try_hold(name, mode);
+        if cached.is_some() || wait == Wait::Yes {
+            return cached;
+        }
+        let answer = Arc::new(Mutex::new((true, None)));
+        let theirs = Arc::clone(&answer);
+        let waker = move |hold: Result<Hold, luna_dlm::LockError>| {
+            let mut a = theirs.lock();
+            if a.0 {
+                a.1 = hold.ok();
+            }
+        };
+        self.locks.want(name, mode, Box::new(waker));
+        let mut a = answer.lock();
+        a.0 = false;
+        a.1.take()
+    }
+
     /// Takes all of `needs`, in order. `false` when that would wait and must not.
     fn take(&self, needs: &Needs, held: &mut Held, wait: Wait) -> Result<bool, FsError> {
         for (name, mode) in needs {
@@ -257,7 +278,7 @@ impl Volume {
             }
             // a weaker right of ours would be in our own way
             held.remove(name);
-            let hold = match self.locks.try_hold(name, *mode) {
+            let hold = match self.grab(name, *mode, wait) {
                 Some(h) => h,
                 None if wait == Wait::No => return Ok(false),
                 None => {

@@ -1,3 +1,8 @@
+//! Making a volume: every part is where the superblock says, any one copy of it is enough, and what is no volume says why.
+//!
+//! The write that fails is moved from the first to the last, so that no moment is left at which a half-made volume, or the
+//! earlier one, could be mounted. Not here: looking for damage, which `check` does.
+
 use super::*;
 use luna_lun::memory::MemoryDisk;
 
