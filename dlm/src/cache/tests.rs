@@ -1,3 +1,8 @@
+//! The host's lock cache alone: without a cluster, and against a manager that only writes down what it is asked.
+//!
+//! What is tried: granting, going up, coming down for others, giving back what is idle, and what a failed write-back ends. Not
+//! here: several hosts and lost messages, which the simulator has.
+
 use super::*;
 
 fn name(i: u8) -> Name {
