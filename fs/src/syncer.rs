@@ -20,8 +20,8 @@ const HOME: Duration = Duration::from_secs(5);
 const TIMES: Duration = Duration::from_secs(30);
 /// Dirty blocks from which on they go home at once.
 const MANY_DIRTY: usize = 4096;
-/// Metadata blocks kept in memory (64 MiB).
-const CACHE_BLOCKS: usize = 16384;
+/// Metadata blocks kept in memory (48 MiB).
+const CACHE_BLOCKS: usize = 12288;
 /// Names kept in the lock cache.
 const LOCK_NAMES: usize = 100_000;
 
