@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_handle_ends_the_owners_known_only_through_it() {
         let owners = Owners::default();
-        let (f, g) = (Ino(7), Ino(8));
+        let (f, g): (Ino, Ino) = (7, 8);
         owners.note(f, 1, 100);
         owners.note(f, 1, 101);
         owners.note(f, 2, 102);
