@@ -596,7 +596,9 @@ impl DataQueue for NbdQueue {
             // The role goes back before the look: who found it taken and went to wait at `wake` relies on this second look.
             drop(held);
             fence(Ordering::SeqCst);
-            if readable(wake) {
+            // nothing is left to wait for: the look would cost a system call for every request at depth one
+            let idle = inner.connections.iter().all(|conn| conn.inflight.load(Ordering::SeqCst) == 0);
+            if idle || readable(wake) {
                 return;
             }
         }
