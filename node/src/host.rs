@@ -1,20 +1,21 @@
-//! One host: routes the outputs of the membership core and the lock manager to disk, peers, lock cache and file system, and
-//! feeds what comes back to them.
+//! One host's shell: gives the pure router time and inputs, and performs its outputs on disk, peers, lock cache and mount.
 //!
 //! Inputs are queued; whoever finds the router free drains the queue on its own thread (so a lock that is mastered here costs
 //! no thread hop), and the router's own thread picks up what was queued by somebody who must not drain. Outputs are performed
 //! under the router's mutex, in order; performing one never waits for a disk, a peer or another thread.
-//! Not here: decisions (they belong to the cores), the file system.
+//! Not here: what goes where (`router`), decisions (they belong to the cores), the file system.
 
 use crate::peers::{Events, Peers};
-use crate::wire::{self, Packet};
+pub use crate::router::{DiskJob, In, Notice};
+use crate::router::{Out, Router};
+use crate::wire;
 use crossbeam_channel::Sender;
 use luna_cluster as cluster;
 use luna_dlm as dlm;
 use luna_dlm::{LockCache, PosixClient};
-use luna_format::{Block, BlockNo, Incarnation, Slot};
+use luna_format::{Incarnation, Slot};
 use parking_lot::{Condvar, Mutex};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,57 +26,13 @@ pub fn now_ms() -> u64 {
     (t.tv_sec as u64) * 1000 + (t.tv_nsec as u64) / 1_000_000
 }
 
-/// Something for the cores.
-#[derive(Debug)]
-pub enum In {
-    /// For the membership core.
-    Cluster(cluster::Input),
-    /// For the lock manager.
-    Dlm(dlm::Input),
-    /// Bytes from a peer.
-    Deliver(Slot, Incarnation, Vec<u8>),
-}
-
-/// A request of the membership core to the LUN.
-#[derive(Debug)]
-pub enum DiskJob {
-    /// Read blocks.
-    Read(u64, BlockNo, u64),
-    /// Write a block; durable when forced.
-    Write(u64, BlockNo, Box<Block>, bool),
-}
-
-/// What the mount's own thread must hear.
-#[derive(Clone, Debug)]
-pub enum Notice {
-    /// This host is a member.
-    Joined(Slot, Incarnation),
-    /// It cannot come in.
-    Refused(String),
-    /// It was shut out.
-    Evicted(String),
-    /// It left in order.
-    Left,
-    /// Make it impossible for this incarnation to write.
-    Fence(Slot, Incarnation),
-    /// Replay this journal; the last number is the epoch of the FENCED record.
-    Replay(Slot, Incarnation, u64),
-    /// This incarnation is recovered.
-    Recovered(Slot, Incarnation),
-    /// The epoch to stamp on blocks.
-    Epoch(u64),
-}
-
-/// The cores.
+/// The router and its outputs, under one mutex.
 struct Cores {
-    cluster: cluster::Core,
-    dlm: Option<dlm::Core>,
-    view: Option<cluster::View>,
-    dlm_epoch: u64,
-    clean_outs: (Vec<cluster::Output>, Vec<dlm::Output>),
+    router: Router,
+    spare: Vec<Out>,
 }
 
-/// The router.
+/// One host's shell.
 pub struct Host {
     cores: Mutex<Cores>,
     inbox: Mutex<VecDeque<In>>,
@@ -96,7 +53,7 @@ pub struct Host {
 impl Host {
     /// A router around a membership core. `disk` and `notices` are served by other threads.
     pub fn new(core: cluster::Core, disk: Sender<DiskJob>, notices: Sender<Notice>) -> Arc<Self> {
-        let cores = Cores { cluster: core, dlm: None, view: None, dlm_epoch: 0, clean_outs: (Vec::new(), Vec::new()) };
+        let cores = Cores { router: Router::new(core), spare: Vec::new() };
         Arc::new(Self {
             cores: Mutex::new(cores),
             inbox: Mutex::default(),
@@ -122,6 +79,7 @@ impl Host {
     pub fn set_locks(&self, locks: Arc<LockCache>, posix: Arc<PosixClient>) {
         let _ = self.locks.set(locks);
         let _ = self.posix.set(posix);
+        self.post(In::Serving);
     }
 
     /// Queues an input without draining: for callers that hold locks of their own.
@@ -184,178 +142,60 @@ impl Host {
     pub fn look<T>(&self, f: impl FnOnce(&cluster::Core, Option<&dlm::Core>, Option<&cluster::View>) -> T) -> T {
         let value = {
             let c = self.cores.lock();
-            f(&c.cluster, c.dlm.as_ref(), c.view.as_ref())
+            f(c.router.cluster(), c.router.dlm(), c.router.view())
         };
         self.drain();
         value
     }
 
     fn apply(&self, c: &mut Cores, i: In) {
-        match i {
-            In::Cluster(i) => self.step_cluster(c, i),
-            In::Dlm(i) => self.step_dlm(c, i),
-            In::Deliver(from, incarnation, bytes) => match wire::decode_packet(&bytes) {
-                Some(Packet::Cluster(msg)) => {
-                    self.step_cluster(c, cluster::Input::Message { from: Some((from, incarnation)), msg });
-                }
-                Some(Packet::Dlm(msg)) => {
-                    tracing::trace!(from, ?msg, "from a lock manager");
-                    self.step_dlm(c, dlm::Input::Message { from, msg });
-                }
-                None => {
-                    self.garbage.fetch_add(1, Ordering::Relaxed);
-                }
-            },
+        c.router.step(now_ms(), i, &mut c.spare);
+        for o in c.spare.drain(..) {
+            self.perform(o);
         }
     }
 
-    fn step_cluster(&self, c: &mut Cores, i: cluster::Input) {
-        let mut out = std::mem::take(&mut c.clean_outs.0);
-        c.cluster.step(now_ms(), i, &mut out);
-        for o in out.drain(..) {
-            self.do_cluster(c, o);
-        }
-        c.clean_outs.0 = out;
-    }
-
-    fn step_dlm(&self, c: &mut Cores, i: dlm::Input) {
-        let mut out = std::mem::take(&mut c.clean_outs.1);
-        if let Some(core) = &mut c.dlm {
-            core.step(now_ms(), i, &mut out);
-        }
-        for o in out.drain(..) {
-            self.do_dlm(o);
-        }
-        c.clean_outs.1 = out;
-    }
-
-    fn do_cluster(&self, c: &mut Cores, o: cluster::Output) {
-        use cluster::Output as O;
+    fn perform(&self, o: Out) {
         match o {
-            O::Read { token, start, count } => drop(self.disk.send(DiskJob::Read(token, start, count))),
-            O::Write { token, block, bytes, forced } => drop(self.disk.send(DiskJob::Write(token, block, bytes, forced))),
-            O::Send { to, msg } => {
-                if c.dlm.is_none() {
-                    self.look_up(&c.cluster.view(), to);
-                }
-                self.send(to, &Packet::Cluster(msg));
+            Out::Disk(job) => drop(self.disk.send(job)),
+            Out::Notice(n) => self.notice(n),
+            Out::Gate { open } => self.paused.store(!open, Ordering::Release),
+            Out::Garbage => drop(self.garbage.fetch_add(1, Ordering::Relaxed)),
+            Out::Send { .. } | Out::SetMe(..) | Out::Learn(..) | Out::Forget(..) => self.tell_peers(o),
+            Out::LocksGranted(..) | Out::LocksDenied(..) | Out::LocksBast(..) | Out::PosixDone(..) | Out::LocksWithdrawn => {
+                self.tell_locks(o);
             }
-            O::View(v) => self.view(c, v),
-            O::Fence { slot, incarnation } => self.notice(Notice::Fence(slot, incarnation)),
-            O::Replay { slot, incarnation, fenced_epoch } => self.notice(Notice::Replay(slot, incarnation, fenced_epoch)),
-            O::Recovered { slot, incarnation } => {
-                self.step_dlm(c, dlm::Input::Recovered(dlm::Member { slot, incarnation }));
-                self.notice(Notice::Recovered(slot, incarnation));
-            }
-            O::Joined { slot, incarnation, .. } => self.joined(c, slot, incarnation),
-            O::Paused => {
-                tracing::warn!("the lease ran out: this host waits for the LUN");
-                self.paused.store(true, Ordering::Release);
-            }
-            O::Resumed => {
-                tracing::info!("the lease is good again: going on");
-                self.paused.store(false, Ordering::Release);
-            }
-            O::Evicted { reason } => {
-                self.paused.store(true, Ordering::Release);
-                self.notice(Notice::Evicted(reason));
-            }
-            O::Left => self.notice(Notice::Left),
-            O::Refused { reason } => self.notice(Notice::Refused(reason)),
-            O::Log(line) => tracing::info!(target: "luna::cluster", "{line}"),
         }
     }
 
-    fn do_dlm(&self, o: dlm::Output) {
-        use dlm::Output as O;
-        // the manager talks to the others as soon as this host is a member, before there is a cache to serve
-        if let O::Send { to, msg } = o {
-            tracing::trace!(to, ?msg, "to a lock manager");
-            return self.send(to, &Packet::Dlm(msg));
+    fn tell_peers(&self, o: Out) {
+        let Some(peers) = self.peers.get() else { return };
+        match o {
+            Out::Send { to, packet } => peers.send(to, wire::encode_packet(&packet)),
+            Out::SetMe(slot, incarnation) => peers.set_me(slot, incarnation),
+            Out::Learn(slot, incarnation, addresses) => peers.learn(slot, incarnation, &addresses),
+            Out::Forget(slot, incarnation) => peers.forget(slot, incarnation),
+            _ => {}
         }
+    }
+
+    fn tell_locks(&self, o: Out) {
         let (Some(locks), Some(posix)) = (self.locks.get(), self.posix.get()) else { return };
         match o {
-            O::Send { .. } => {}
-            O::Granted { name, mode, value } => locks.granted(&name, mode, value),
-            O::Denied { name, mode } => locks.denied(&name, mode),
-            O::Bast { name, wanted, polite } => locks.bast(&name, wanted, polite),
-            O::PosixDone { token, result } => posix.done(token, result),
-            O::Evicted => {
+            Out::LocksGranted(name, mode, value) => locks.granted(&name, mode, value),
+            Out::LocksDenied(name, mode) => locks.denied(&name, mode),
+            Out::LocksBast(name, wanted, polite) => locks.bast(&name, wanted, polite),
+            Out::PosixDone(token, result) => posix.done(token, result),
+            Out::LocksWithdrawn => {
                 locks.withdraw();
                 posix.withdraw();
             }
-        }
-    }
-
-    fn joined(&self, c: &mut Cores, slot: Slot, incarnation: Incarnation) {
-        if let Some(p) = self.peers.get() {
-            p.set_me(slot, incarnation);
-        }
-        c.dlm = Some(dlm::Core::new(dlm::Member { slot, incarnation }));
-        self.notice(Notice::Joined(slot, incarnation));
-        if let Some(v) = c.view.clone() {
-            self.view(c, v);
-        }
-    }
-
-    /// A view: the links follow it at once, the lock manager only when the members changed.
-    fn view(&self, c: &mut Cores, v: cluster::View) {
-        if let Some(p) = self.peers.get() {
-            for m in &v.members {
-                p.learn(m.slot, m.incarnation, &m.addresses);
-            }
-            for old in c.view.iter().flat_map(|v| &v.members) {
-                if !v.members.iter().any(|m| (m.slot, m.incarnation) == (old.slot, old.incarnation)) {
-                    p.forget(old.slot, old.incarnation);
-                }
-            }
-        }
-        self.notice(Notice::Epoch(v.epoch));
-        // views from before this host's own JOIN are none of its lock manager's business (it would take them for its eviction)
-        let mine = c.dlm_epoch > 0 || v.members.iter().any(|m| Some((m.slot, m.incarnation)) == c.cluster.me());
-        let news = c.dlm.is_some() && mine && c.dlm_epoch != v.view_epoch;
-        let told = news.then(|| dlm_view(&v));
-        c.view = Some(v);
-        if let Some(d) = told {
-            c.dlm_epoch = d.epoch;
-            tracing::debug!(view = ?d, "lock manager view");
-            self.step_dlm(c, dlm::Input::View(d));
-        }
-    }
-
-    /// A host that is not a member gets no views: it finds whom it asks to be let in through that member's beat.
-    fn look_up(&self, v: &cluster::View, slot: Slot) {
-        if let (Some(p), Some(m)) = (self.peers.get(), v.members.iter().find(|m| m.slot == slot)) {
-            p.learn(m.slot, m.incarnation, &m.addresses);
-        }
-    }
-
-    fn send(&self, to: Slot, p: &Packet) {
-        if let Some(peers) = self.peers.get() {
-            peers.send(to, wire::encode_packet(p));
+            _ => {}
         }
     }
 
     fn notice(&self, n: Notice) {
         let _ = self.notices.send(n);
-    }
-}
-
-/// The lock manager's form of a view. Who else was in a dead host's last view matters by slot only (the mastering hash).
-fn dlm_view(v: &cluster::View) -> dlm::View {
-    let incarnations: BTreeMap<Slot, Incarnation> = v.members.iter().map(|m| (m.slot, m.incarnation)).collect();
-    let dead = v.dead.iter().map(|d| {
-        let slots = (0..luna_format::MAX_SLOTS).filter(|s| d.last_members >> s & 1 == 1 || *s == d.slot);
-        let last_view = slots.map(|slot| {
-            let incarnation = if slot == d.slot { d.incarnation } else { incarnations.get(&slot).copied().unwrap_or(0) };
-            dlm::Member { slot, incarnation }
-        });
-        dlm::DeadHost { slot: d.slot, incarnation: d.incarnation, last_view: last_view.collect() }
-    });
-    dlm::View {
-        epoch: v.view_epoch,
-        members: v.members.iter().map(|m| dlm::Member { slot: m.slot, incarnation: m.incarnation }).collect(),
-        dead: dead.collect(),
     }
 }
 
@@ -373,9 +213,7 @@ impl Events for Host {
     }
 
     fn outsider(&self, payload: Vec<u8>) {
-        if let Some(Packet::Cluster(msg)) = wire::decode_packet(&payload) {
-            self.queue(In::Cluster(cluster::Input::Message { from: None, msg }));
-        }
+        self.queue(In::Outsider(payload));
     }
 
     fn kick(&self) {

@@ -1,8 +1,9 @@
 //! One host: the cores of membership and locking, the links to its peers, the file system and its mount, wired together.
 //!
-//! [`mount`] is the door. Inside: [`host`] routes between the pure cores and everything else; [`peers`], [`link`], [`conn`],
-//! [`wire`] and [`mail`] carry messages; [`shell`] does the cores' disk work, fencing and replay; [`control`] and [`status`]
-//! answer local questions. Invariant: a shell decides nothing that a core should decide. Not here: argument parsing.
+//! [`mount`] is the door. Inside: [`router`] is the pure part, which output of a core goes where; [`host`] performs it with
+//! threads and time; [`peers`], [`link`], [`conn`], [`wire`] and [`mail`] carry messages; [`shell`] does the cores' disk work,
+//! fencing and replay; [`control`] and [`status`] answer local questions. Invariant: a shell decides nothing that a core should
+//! decide. Not here: argument parsing.
 #![forbid(unsafe_code)]
 
 pub mod conn;
@@ -14,6 +15,7 @@ pub mod mail;
 pub mod mount;
 pub mod options;
 pub mod peers;
+pub mod router;
 pub mod shell;
 pub mod status;
 pub mod wire;
