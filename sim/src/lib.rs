@@ -37,6 +37,9 @@ pub enum Broken {
     DeliversTwice,
     /// Hosts write though their lease ran out.
     WritesThroughAShutGate,
+    /// A host greets a new incarnation of a slot with the number of the last message it had of the old one, so that the first
+    /// messages of the new one count as acknowledged and are lost. (A real bug of the links' handshake.)
+    AcksForAnOlderIncarnation,
     /// Holders do not hear that others want their locks.
     IgnoresBasts,
 }

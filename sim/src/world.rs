@@ -121,6 +121,7 @@ impl World {
                 for i in 0..self.hosts.len() {
                     let core = self.hosts[i].process.as_ref().map(|p| format!("{:?}", p.router.cluster()));
                     self.say(format!("host {i}: {}", core.unwrap_or_else(|| "down".to_owned())));
+                    self.say(self.describe_links(i));
                 }
                 return Err(format!(
                     "progress: {what}: {}; {:?}; {}",

@@ -60,3 +60,11 @@ fn writes_through_a_shut_gate_are_noticed() {
     let (n, first) = caught(Broken::WritesThroughAShutGate, 24, 40_000);
     assert!(n >= 2 && !first.contains("progress"), "{n}: {first}");
 }
+
+#[test]
+fn the_handshake_that_acknowledged_for_an_older_incarnation_is_noticed() {
+    let setup = Setup { hosts: 8, broken: Some(Broken::AcksForAnOlderIncarnation), ..Setup::of(9063) };
+    let v = run(&setup).unwrap_err();
+    assert!(v.what.contains("progress"), "{v}");
+    hold(Setup { broken: None, ..setup });
+}
