@@ -212,7 +212,7 @@ fn manage(site: &Arc<Site>, recovery: &Recovery, notices: &Receiver<Notice>, gat
                 }
                 let _ = gate.send(Gate::Refused(reason));
                 let _ = left.send(());
-                site.host.post(In::Cluster(cluster::Input::Drained));
+                // `Drained` is not said: requests may still be under way at the LUN, so the others must wait the lease out
             }
         }
     }
