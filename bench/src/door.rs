@@ -6,7 +6,7 @@
 //! send and a receive serve many requests. More than one active thread is slower: they take requests from each other and
 //! the batches fall apart.
 //!
-//! **Invariant.** Every handler ends in [`Door::drive`]: who took what others saw waiting keeps the queue moving. A guard thread
+//! **Invariant.** Every handler ends in `Door::drive`: who took what others saw waiting keeps the queue moving. A guard thread
 //! does so in the rare case that a request vanished between the look and the read.
 
 use std::ffi::OsStr;

@@ -1,6 +1,6 @@
 //! One host: the cores of membership and locking, the links to its peers, the file system and its mount, wired together.
 //!
-//! [`mount`] is the door. Inside: [`router`] is the pure part, which output of a core goes where; [`host`] performs it with
+//! [`mount()`] is the door. Inside: [`router`] is the pure part, which output of a core goes where; [`host`] performs it with
 //! threads and time; [`peers`], [`link`], [`conn`], [`wire`] and [`mail`] carry messages; [`shell`] does the cores' disk work,
 //! fencing and replay; [`control`] and [`status`] answer local questions. Invariant: a shell decides nothing that a core should
 //! decide. Not here: argument parsing.

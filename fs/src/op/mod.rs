@@ -1,4 +1,4 @@
-//! Operation bodies, one file each: plain functions over a [`Tx`](crate::tx::Tx) that may be run any number of times and
+//! Operation bodies, one file each: plain functions over a [`Tx`] that may be run any number of times and
 //! have no effect until they return `Ok`.
 //!
 //! Invariant: a body names the rights it needs before it looks, exclusive ones first, so that it restarts early. Not here:
