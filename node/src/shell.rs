@@ -1,7 +1,7 @@
 //! The threads around one host: the LUN requests of the membership core, fencing, replay.
 //!
-//! Beats have a connection and a thread of their own, so that they never wait behind data. Fences and replays run on threads
-//! made for them; their results go back to the core. Not here: the order of things (the core decides), the mount (`mount`).
+//! Beats have a connection and a thread of their own, so that they never wait behind data. Replays run on threads made for
+//! them; their results go back to the core. Not here: the order of things (the core decides), the mount (`mount`).
 
 use crate::host::{DiskJob, Host, In, now_ms};
 use crossbeam_channel::Receiver;
@@ -50,7 +50,7 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// Fences an incarnation, on a thread of its own. Today's only rung is the lease: the core itself waits W.
+    /// Fences an incarnation. Today's only rung is the lease: it is named at once, and the core itself waits W.
     pub fn fence(&self, slot: Slot, incarnation: Incarnation) {
         tracing::warn!(slot, incarnation, wait_ms = self.timing.wait_ms(), "a host is gone: waiting until its lease has run out");
         self.host.queue(In::Cluster(Input::FenceDone { slot, incarnation, result: Ok(FenceMethod::Lease) }));
