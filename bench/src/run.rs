@@ -69,19 +69,19 @@ pub struct Plan {
 
 /// Measures and prints.
 pub fn run(plan: &Plan) -> anyhow::Result<()> {
+    let mut world = World::new(&plan.medium)?;
     let mut report = Report {
         date: world::run(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))?.trim().to_string(),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_string(),
         cores: world::cores(),
         load: std::fs::read_to_string("/proc/loadavg")?.split(' ').next().unwrap_or("?").to_string(),
         lun: format!("{:?} over {}, file on {}", plan.server, if plan.tcp { "TCP" } else { "a Unix socket" }, plan.medium.display()),
-        effort: format!("{} rounds of {} s, {} files", plan.rounds, plan.seconds, plan.files),
+        effort: format!("{} rounds of {} s, {} files; {}", plan.rounds, plan.seconds, plan.files, world.awake()),
         data: Samples::default(),
         meta: Samples::default(),
         extra: product::Extra::default(),
         missing: Vec::new(),
     };
-    let mut world = World::new(&plan.medium)?;
     let mount = match our_mount(&mut world, plan, &mut report) {
         Ok(mount) => mount,
         Err(error) => {
