@@ -40,7 +40,8 @@ const RECEIVE_BYTES: usize = 2 << 20;
 const RECEIVE_PIECE: usize = 256 << 10;
 /// How long a receiver sleeps before it looks for queued requests that nobody sent.
 const NAP: Duration = Duration::from_millis(5);
-/// How long a receiver looks again and again before it sleeps, when that has paid lately.
+/// How long a receiver looks again and again before it sleeps, when that has paid lately. Between two looks it offers the core
+/// to others (`sched_yield`): a spin that does not keeps a guest, or a server on this machine, from running, and then nothing comes.
 const SPIN: Duration = Duration::from_micros(40);
 /// Only with this few requests in flight; above, replies come in batches anyway and the server needs the processor.
 const SPIN_DEPTH: usize = 2;
@@ -436,13 +437,11 @@ impl Inner {
         }
         let until = Instant::now() + SPIN;
         loop {
-            for _ in 0..8 {
-                if self.round(held, false) {
-                    held.iter_mut().flatten().for_each(|side| side.luck = (side.luck + 1).min(16));
-                    return true;
-                }
-                std::hint::spin_loop();
+            if self.round(held, false) {
+                held.iter_mut().flatten().for_each(|side| side.luck = (side.luck + 1).min(16));
+                return true;
             }
+            std::thread::yield_now();
             if Instant::now() >= until {
                 held.iter_mut().flatten().for_each(|side| side.luck = if side.luck > 4 { side.luck - 4 } else { -32 });
                 return false;
