@@ -123,7 +123,6 @@ pub struct Core {
     request_slot: Option<Slot>,
     proposer: Option<Proposer>,
     proposing: bool,
-    px_failed: bool,
     retry_at: Ms,
     attempts: u64,
     /// The record being written to the log.
@@ -181,7 +180,6 @@ impl Core {
             request_slot: None,
             proposer: None,
             proposing: false,
-            px_failed: false,
             retry_at: 0,
             attempts: 0,
             writing: None,
@@ -574,12 +572,7 @@ impl Core {
                 }
             }
             (Op::PxWrite, Ok(())) => self.px_written(out),
-            (Op::PxWrite, Err(e)) => {
-                // it may still land: as this incarnation the register is never written again
-                (self.px_failed, self.proposer) = (true, None);
-                self.stop_proposing(self.now);
-                out.push(Output::Log(format!("writing the Paxos register failed; this host proposes nothing any more: {e}")));
-            }
+            (Op::PxWrite, Err(e)) => self.register_lost(&e, out),
             (Op::LogWrite, Ok(())) => self.log_written(out),
             (Op::LogWrite, Err(e)) => {
                 out.push(Output::Log(format!("writing a record failed, trying again: {e}")));
@@ -591,6 +584,19 @@ impl Core {
             }
             _ => {}
         }
+    }
+
+    /// A write of the own register failed and may still land, so this incarnation must never write it again. A host that can propose
+    /// nothing would stay in the way of everybody as a member: it stops here, and the others evict it.
+    fn register_lost(&mut self, error: &str, out: &mut Vec<Output>) {
+        let member = self.phase == Phase::Member;
+        self.proposer = None;
+        self.stop_proposing(self.now);
+        self.phase = Phase::Ended;
+        self.active = false;
+        let reason =
+            format!("writing this host's Paxos register failed ({error}), and the write may still land; check the LUN and mount again");
+        out.push(if member { Output::Evicted { reason } } else { Output::Refused { reason } });
     }
 
     fn beat_done(&mut self, sent: Ms, member: bool) {
@@ -660,7 +666,6 @@ impl std::fmt::Debug for Core {
             .field("gate", &self.gate())
             .field("proposing", &self.proposing)
             .field("retry_at", &self.retry_at)
-            .field("px_failed", &self.px_failed)
             .field("writing", &self.writing.as_ref().map(Membership::epoch))
             .field("ops", &self.ops)
             .field("fencing", &self.fencing)

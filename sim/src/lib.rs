@@ -53,10 +53,6 @@ pub struct Setup {
     pub hosts: usize,
     /// How long there are faults, in simulated milliseconds.
     pub faults_ms: u64,
-    /// Whether writes of Paxos registers and records fail too while the LUN has a bad time. Today the membership core does not
-    /// survive that: a host whose register write failed proposes nothing any more but stays a member, and what is its turn is
-    /// never done (`--seeds 1 --seed 6 --register-errors`: the cluster does not heal). Off until it does.
-    pub register_errors: bool,
     /// A rule to take away.
     pub broken: Option<Broken>,
 }
@@ -64,7 +60,7 @@ pub struct Setup {
 impl Setup {
     /// The usual run of a seed.
     pub fn of(seed: u64) -> Self {
-        Self { seed, hosts: 0, faults_ms: 40_000, register_errors: false, broken: None }
+        Self { seed, hosts: 0, faults_ms: 40_000, broken: None }
     }
 }
 

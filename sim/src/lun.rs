@@ -31,8 +31,7 @@ impl World {
     }
 
     pub(crate) fn lun_job(&mut self, host: usize, life: u64, job: DiskJob) -> Fallible {
-        let own = matches!(&job, DiskJob::Write(_, b, ..) if *b >= self.area.px_start);
-        let fails = !self.lun.calm && self.rng.u8(0..100) < 3 && (!own || self.setup.register_errors);
+        let fails = !self.lun.calm && self.rng.u8(0..100) < 3;
         let input = match job {
             DiskJob::Read(token, start, count) => {
                 let block = |b| self.lun.blocks.get(&b).cloned().unwrap_or_else(Block::zeroed);
@@ -40,8 +39,8 @@ impl World {
                 Input::ReadDone { token, result }
             }
             DiskJob::Write(token, block, bytes, _) => {
-                // a failed write of a beat may have landed or not; Paxos registers and records always land, then fail
-                if !fails || block >= self.area.px_start || self.rng.bool() {
+                // a failed write may have landed or not
+                if !fails || self.rng.bool() {
                     self.landed(block, &bytes)?;
                 }
                 let result = if fails { Err("EIO".to_owned()) } else { Ok(()) };

@@ -18,9 +18,6 @@ struct Args {
     /// Simulated milliseconds of faults in each run.
     #[arg(long, default_value_t = 40_000)]
     faults_ms: u64,
-    /// Writes of Paxos registers and records fail too (a known limit: the cluster may then not heal).
-    #[arg(long)]
-    register_errors: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -29,8 +26,7 @@ fn main() -> anyhow::Result<()> {
     println!("seeds {first}..{}", first + args.seeds);
     let mut sum = Report::default();
     for seed in first..first + args.seeds {
-        let setup =
-            Setup { hosts: usize::from(args.hosts), faults_ms: args.faults_ms, register_errors: args.register_errors, ..Setup::of(seed) };
+        let setup = Setup { hosts: usize::from(args.hosts), faults_ms: args.faults_ms, ..Setup::of(seed) };
         match run(&setup) {
             Ok(r) => add(&mut sum, &r),
             Err(v) => {

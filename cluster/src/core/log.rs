@@ -175,7 +175,7 @@ impl Core {
     pub(super) fn propose(&mut self, out: &mut Vec<Output>) {
         let Some(slot) = self.register() else { return };
         let idle = !self.proposing && !self.busy(|o| matches!(o, Op::PxOwn | Op::PxWrite | Op::PxAll | Op::LogWrite));
-        if !idle || self.px_failed || self.now < self.retry_at || !self.holds_register() {
+        if !idle || self.now < self.retry_at || !self.holds_register() {
             return;
         }
         if let Some(m) = self.writing.clone() {
