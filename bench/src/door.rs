@@ -75,10 +75,12 @@ fn errno(error: &LunError) -> Errno {
 
 impl Door {
     fn drive(&self) {
-        if let (Back::Lun(lun), Some(fuse)) = (&self.back, self.fuse.get()) {
+        let Some(fuse) = self.fuse.get() else { return };
+        if let Back::Lun(lun) = &self.back {
             self.turns.fetch_add(1, Ordering::Relaxed);
             drive(&*lun.queue, fuse);
         }
+        luna_lun::linger(fuse.as_fd());
     }
 
     fn attr(&self, ino: u64) -> FileAttr {

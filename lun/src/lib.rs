@@ -26,6 +26,7 @@ use std::time::Duration;
 mod aligned;
 pub mod faulty;
 pub mod file;
+mod linger;
 pub mod memory;
 mod nbd;
 pub mod recording;
@@ -34,6 +35,7 @@ mod spec;
 mod stream;
 
 pub use aligned::AlignedBuf;
+pub use linger::linger;
 pub use spec::LunSpec;
 
 /// The block size of everything above this crate; offsets and lengths of [`Disk`] calls are multiples of it.

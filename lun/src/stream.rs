@@ -91,6 +91,29 @@ impl Stream {
         Ok(count)
     }
 
+    /// Receives at least a byte: looks for up to `spin` while that has paid lately (`luck`), then waits up to the set timeout. Each look offers
+    /// the core to others (`sched_yield`), so that it is never the spin that keeps the answer from coming.
+    pub(crate) fn recv_soon(&self, buf: &mut [u8], spin: Duration, luck: &mut Luck) -> io::Result<usize> {
+        if luck.spins() {
+            let until = Instant::now() + spin;
+            loop {
+                match self.recv(buf, false) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    other => {
+                        luck.paid();
+                        return other;
+                    }
+                }
+                std::thread::yield_now();
+                if Instant::now() >= until {
+                    luck.failed();
+                    break;
+                }
+            }
+        }
+        self.recv(buf, true)
+    }
+
     /// Sends as much of `parts` as fits; waits for room only if `wait`. Never raises SIGPIPE.
     pub(crate) fn send(&self, parts: &[IoSlice<'_>], wait: bool) -> io::Result<usize> {
         let flags = SendFlags::NOSIGNAL | if wait { SendFlags::empty() } else { SendFlags::DONTWAIT };
@@ -122,6 +145,40 @@ impl Stream {
             Err(rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Whether looking again and again before sleeping has paid lately: a success earns one try, a failure costs four, and after too many
+/// failures a number of waits pass without a try.
+#[derive(Debug)]
+pub(crate) struct Luck {
+    tries: i32,
+    pause: i32,
+}
+
+impl Luck {
+    /// With `pause` waits after the last try failed.
+    pub(crate) const fn new(pause: i32) -> Self {
+        Self { tries: 4, pause }
+    }
+
+    /// Whether to try; call it once a wait.
+    pub(crate) fn spins(&mut self) -> bool {
+        let spins = self.tries > 0;
+        if !spins {
+            self.tries += 1;
+        }
+        spins
+    }
+
+    /// Something came while looking.
+    pub(crate) fn paid(&mut self) {
+        self.tries = (self.tries + 1).min(16);
+    }
+
+    /// Nothing came while looking.
+    pub(crate) fn failed(&mut self) {
+        self.tries = if self.tries > 4 { self.tries - 4 } else { -self.pause };
     }
 }
 

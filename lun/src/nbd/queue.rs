@@ -25,7 +25,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::reconnect::Target;
 use super::table::{Pending, Table};
 use super::wire::{self, REPLY_BYTES, Reply, Request, cmd};
-use crate::stream::{Stream, is_again, readable};
+use crate::stream::{Luck, Stream, is_again, readable};
 use crate::{AlignedBuf, DataQueue, Durability, LunError, ReadDone, Result, WriteDone, check_range};
 
 /// Connections at most.
@@ -72,8 +72,7 @@ struct Receiving {
     silent_since: Option<Instant>,
     /// When the connection broke, until the next one has answered something.
     broke_at: Option<Instant>,
-    /// Above zero: spinning has paid lately.
-    luck: i32,
+    luck: Luck,
 }
 
 struct Connection {
@@ -138,7 +137,7 @@ impl Connection {
             need: REPLY_BYTES,
             silent_since: None,
             broke_at: None,
-            luck: 4,
+            luck: Luck::new(32),
         };
         Ok(Self {
             receive: Mutex::new(receiving),
@@ -430,20 +429,19 @@ impl Inner {
 
     /// Looks again and again for a moment; true if something came.
     fn spin(&self, held: &mut Held<'_>) -> bool {
-        let luck = held.iter().flatten().map(|side| side.luck).max().unwrap_or(0);
-        if luck <= 0 {
-            held.iter_mut().flatten().for_each(|side| side.luck += 1);
+        // One connection that may is enough.
+        if !held.iter_mut().flatten().any(|side| side.luck.spins()) {
             return false;
         }
         let until = Instant::now() + SPIN;
         loop {
             if self.round(held, false) {
-                held.iter_mut().flatten().for_each(|side| side.luck = (side.luck + 1).min(16));
+                held.iter_mut().flatten().for_each(|side| side.luck.paid());
                 return true;
             }
             std::thread::yield_now();
             if Instant::now() >= until {
-                held.iter_mut().flatten().for_each(|side| side.luck = if side.luck > 4 { side.luck - 4 } else { -32 });
+                held.iter_mut().flatten().for_each(|side| side.luck.failed());
                 return false;
             }
         }

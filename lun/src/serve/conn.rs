@@ -11,14 +11,14 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::{Shared, greet};
 use crate::file::{is_unsupported, punch, write_once, zero_range};
 use crate::nbd::wire::{MAX_REQUEST, REPLY_BYTES, REQUEST_BYTES, Reply, Request, cmd, error_of};
-use crate::stream::{Stream, is_again};
+use crate::stream::{Luck, Stream, is_again};
 use crate::{AlignedBuf, Durability};
 
 /// Received at once at most, unless one request is longer.
@@ -27,8 +27,8 @@ const RECEIVE: usize = 256 << 10;
 const REPLIES: usize = 256 << 10;
 /// How long a client may refuse to take its replies.
 const STUCK: Duration = Duration::from_secs(60);
-/// How long to look for the next request before sleeping, when that has paid lately. Each look offers the core to others
-/// (`sched_yield`): on the same machine the program that waits for this very answer may be queued behind us.
+/// How long to look for the next request before sleeping, when that has paid lately: longer than a client's
+/// round trip at depth 1.
 const SPIN: Duration = Duration::from_micros(80);
 
 /// Runs a connection from greeting to end.
@@ -55,7 +55,7 @@ pub(super) fn serve(shared: &Shared, stream: Stream) {
         output: AlignedBuf::new(REPLIES),
         filled: 0,
         skip: None,
-        luck: 4,
+        luck: Luck::new(64),
     };
     while !ticket.cut.load(Ordering::SeqCst) {
         match connection.turn(&ticket.cut) {
@@ -80,7 +80,7 @@ struct Connection<'a> {
     filled: usize,
     /// Payload bytes to throw away, and the reply to give then.
     skip: Option<(u64, Reply)>,
-    luck: i32,
+    luck: Luck,
 }
 
 impl Connection<'_> {
@@ -146,34 +146,20 @@ impl Connection<'_> {
         let want = if missing >= RECEIVE / 4 { missing } else { RECEIVE };
         let room = self.end..(self.end + want).min(self.input.len());
         let idle = self.start == self.end;
-        let mut until = None;
+        // A partial request is completed by bytes on their way: wait for them. Otherwise look first, then wait.
         loop {
-            // A partial request is completed by bytes on their way: wait for them. Otherwise look, spin, then wait.
-            let wait = !idle || self.luck <= 0 || until.is_some_and(|until| Instant::now() >= until);
-            if wait && idle {
-                self.luck = match self.luck {
-                    luck if luck <= 0 => luck + 1,
-                    luck if luck > 4 => luck - 4,
-                    _ => -64,
-                };
-            }
-            match self.stream.recv(&mut self.input.bytes_mut()[room.clone()], wait) {
+            let into = &mut self.input.bytes_mut()[room.clone()];
+            let got = if idle { self.stream.recv_soon(into, SPIN, &mut self.luck) } else { self.stream.recv(into, true) };
+            match got {
                 Ok(0) => return Ok(false),
                 Ok(count) => {
-                    if !wait && until.is_some() {
-                        self.luck = (self.luck + 1).min(16);
-                    }
                     self.end += count;
                     return Ok(true);
                 }
-                Err(error) if is_again(&error) && wait && idle => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_again(&error) && wait => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped in the middle of a request"));
-                }
+                Err(error) if is_again(&error) && idle => return Ok(true),
                 Err(error) if is_again(&error) => {
-                    until.get_or_insert_with(|| Instant::now() + SPIN);
-                    std::thread::yield_now();
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped in the middle of a request"));
                 }
                 Err(error) => return Err(error),
             }
