@@ -4,6 +4,7 @@
 //! time, it goes home; pending modification times are written twice a minute; the metadata cache is kept in bounds. It never
 //! waits for another host. Errors withdraw the volume where they happen; here they only end the round.
 
+use crate::meta::Meta;
 use crate::system::Fs;
 use crate::volume::Wait;
 use luna_dlm::Mode;
@@ -20,24 +21,65 @@ const HOME: Duration = Duration::from_secs(5);
 const TIMES: Duration = Duration::from_secs(30);
 /// Dirty blocks from which on they go home at once.
 const MANY_DIRTY: usize = 4096;
-/// Metadata blocks kept in memory (48 MiB).
-const CACHE_BLOCKS: usize = 12288;
+/// Metadata blocks kept in memory (24 MiB).
+const CACHE_BLOCKS: usize = 6144;
+/// Dirty or cached blocks from which on a round begins at once: a second of creating files would otherwise add tens of MiB.
+const CROWDED: (usize, usize) = (MANY_DIRTY, CACHE_BLOCKS + CACHE_BLOCKS / 4);
 /// Names kept in the lock cache.
-const LOCK_NAMES: usize = 100_000;
+const LOCK_NAMES: usize = 12_288;
+
+/// Whether the background thread has something to do before its time.
+pub(crate) fn is_crowded(meta: &Meta) -> bool {
+    let (cached, dirty) = meta.counts();
+    dirty > CROWDED.0 || cached > CROWDED.1
+}
+
+/// What the thread is woken with.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm {
+    called: Mutex<Called>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Called {
+    stop: bool,
+    hurry: bool,
+}
+
+impl Alarm {
+    /// Begins a round now.
+    pub(crate) fn hurry(&self) {
+        let mut c = self.called.lock();
+        if !c.hurry {
+            c.hurry = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for the next round; false at the end.
+    fn wait(&self) -> bool {
+        let mut c = self.called.lock();
+        if !c.stop && !c.hurry {
+            self.changed.wait_for(&mut c, ROUND);
+        }
+        c.hurry = false;
+        !c.stop
+    }
+}
 
 /// The running thread.
 pub(crate) struct Syncer {
-    stop: Arc<(Mutex<bool>, Condvar)>,
+    alarm: Arc<Alarm>,
     thread: JoinHandle<()>,
 }
 
 /// Starts it.
-pub(crate) fn start(fs: &Arc<Fs>) -> Option<Syncer> {
-    let stop = Arc::new((Mutex::new(false), Condvar::new()));
-    let (theirs, fs) = (Arc::clone(&stop), Arc::downgrade(fs));
+pub(crate) fn start(fs: &Arc<Fs>, alarm: Arc<Alarm>) -> Option<Syncer> {
+    let (theirs, fs) = (Arc::clone(&alarm), Arc::downgrade(fs));
     let thread = std::thread::Builder::new().name("luna-sync".to_owned()).spawn(move || rounds(&fs, &theirs));
     match thread {
-        Ok(thread) => Some(Syncer { stop, thread }),
+        Ok(thread) => Some(Syncer { alarm, thread }),
         Err(e) => {
             tracing::error!(error = %e, "no background thread: only fsync and full journals write anything home");
             None
@@ -48,25 +90,17 @@ pub(crate) fn start(fs: &Arc<Fs>) -> Option<Syncer> {
 impl Syncer {
     /// Ends it.
     pub(crate) fn stop(self) {
-        *self.stop.0.lock() = true;
-        self.stop.1.notify_all();
+        self.alarm.called.lock().stop = true;
+        self.alarm.changed.notify_all();
         if self.thread.join().is_err() {
             tracing::error!("the background thread had died");
         }
     }
 }
 
-fn rounds(fs: &Weak<Fs>, stop: &(Mutex<bool>, Condvar)) {
+fn rounds(fs: &Weak<Fs>, alarm: &Alarm) {
     let (mut home, mut times, mut out) = (Instant::now(), Instant::now(), false);
-    loop {
-        let mut s = stop.0.lock();
-        if !*s {
-            stop.1.wait_for(&mut s, ROUND);
-        }
-        if *s {
-            return;
-        }
-        drop(s);
+    while alarm.wait() {
         let Some(fs) = fs.upgrade() else { return };
         if !out && fs.volume.check_active().is_err() {
             out = true;

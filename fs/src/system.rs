@@ -65,9 +65,14 @@ pub struct Fs {
 struct Ears {
     nodes: Arc<Nodes>,
     wake_reaper: WakeReaper,
+    alarm: Arc<crate::syncer::Alarm>,
 }
 
 impl Listener for Ears {
+    fn crowded(&self) {
+        self.alarm.hurry();
+    }
+
     fn committed(&self, effects: &[Effect]) {
         for e in effects {
             match *e {
@@ -117,7 +122,8 @@ impl Fs {
     /// Wires a file system over `volume`. Then: `volume.locks.set_hooks(fs.hooks())`, mount.
     pub fn new(volume: Arc<Volume>, posix: Arc<PosixClient>, wake_reaper: WakeReaper) -> Arc<Self> {
         let nodes = Arc::<Nodes>::default();
-        volume.listen(Arc::new(Ears { nodes: Arc::clone(&nodes), wake_reaper: Arc::clone(&wake_reaper) }));
+        let alarm = Arc::<crate::syncer::Alarm>::default();
+        volume.listen(Arc::new(Ears { nodes: Arc::clone(&nodes), wake_reaper: Arc::clone(&wake_reaper), alarm: Arc::clone(&alarm) }));
         let fs = Arc::new(Self {
             volume,
             posix,
@@ -133,7 +139,7 @@ impl Fs {
             wake_reaper,
             syncer: parking_lot::Mutex::new(None),
         });
-        *fs.syncer.lock() = crate::syncer::start(&fs);
+        *fs.syncer.lock() = crate::syncer::start(&fs, alarm);
         fs
     }
 
@@ -145,7 +151,10 @@ impl Fs {
     /// Sends what is submitted and receives what is answered; at the end of every request.
     pub(crate) fn drive(&self) {
         match self.door.get() {
-            Some(fd) => self.volume.queue.drive_until(fd.as_fd()),
+            Some(fd) => {
+                self.volume.queue.drive_until(fd.as_fd());
+                luna_lun::linger(fd.as_fd());
+            }
             None => self.volume.queue.drive(&|| false),
         }
     }

@@ -30,6 +30,9 @@ const BITMAPS_AHEAD: u64 = 32;
 /// What the rest of the host wants to hear about committed transactions. Called under the metadata mutex: must be quick and
 /// must not call back.
 pub trait Listener: Send + Sync {
+    /// Much metadata is in memory: the background thread should not wait for its next round. Called under the metadata mutex.
+    fn crowded(&self) {}
+
     /// A transaction with these effects was committed.
     fn committed(&self, effects: &[Effect]);
 
@@ -84,9 +87,6 @@ pub struct Volume {
     pub(crate) meta: Mutex<Meta>,
     pub(crate) writeback: Mutex<()>,
     pub(crate) zeroing: Mutex<()>,
-    /// Data writes answered so far, and how many of them the last flush covered.
-    data_written: AtomicU64,
-    data_flushed: Mutex<u64>,
     listener: OnceLock<Arc<dyn Listener>>,
     withdrawn: OnceLock<String>,
     last_ns: AtomicU64,
@@ -135,8 +135,6 @@ impl Volume {
             meta: Mutex::new(Meta::at_home(u64::from(p.slot) * p.sb.ag_count / u64::from(p.sb.slots.max(1)))),
             writeback: Mutex::new(()),
             zeroing: Mutex::new(()),
-            data_written: AtomicU64::new(0),
-            data_flushed: Mutex::new(0),
             listener: OnceLock::new(),
             withdrawn: OnceLock::new(),
             last_ns: AtomicU64::new(0),
@@ -302,10 +300,13 @@ impl Volume {
         for segment in &spent {
             meta.zeroed.remove(segment);
         }
-        if !effects.is_empty()
-            && let Some(l) = self.listener.get()
-        {
-            l.committed(&effects);
+        if let Some(l) = self.listener.get() {
+            if !effects.is_empty() {
+                l.committed(&effects);
+            }
+            if crate::syncer::is_crowded(&meta) {
+                l.crowded();
+            }
         }
         Ok((value, sequence))
     }
@@ -424,7 +425,6 @@ impl Volume {
 
     /// Data reached the LUN's cache that the next commit may depend on.
     pub fn note_data_write(&self) {
-        self.data_written.fetch_add(1, Ordering::AcqRel);
         self.journal.note_data_write();
     }
 
@@ -440,18 +440,10 @@ impl Volume {
 
     /// All data answered before is durable when this returns. One flush serves all who wait for it.
     pub fn flush_data(&self) -> Result<(), FsError> {
-        let written = self.data_written.load(Ordering::Acquire);
-        let mut flushed = self.data_flushed.lock();
-        if *flushed >= written {
-            return Ok(());
-        }
-        let covers = self.data_written.load(Ordering::Acquire);
-        if let Err(e) = self.disk.flush() {
+        self.journal.flush_data().map_err(|e| {
             self.withdraw(&format!("flush failed: {e}"));
-            return Err(e.into());
-        }
-        *flushed = covers;
-        Ok(())
+            e.into()
+        })
     }
 
     /// What is cached under `name` is not valid any more: the right is going, or has gone.

@@ -20,6 +20,7 @@
 //! Not here: locks, deciding who is dead, checkpointing (writing the images home is the file system's business).
 #![forbid(unsafe_code)]
 
+mod data;
 mod error;
 mod layout;
 mod proof;

@@ -4,6 +4,7 @@
 //! the LUN* allows it (the leader moves that tail first when it must). `durable` only grows, in order of sequence.
 //! Locking: one mutex, never held across I/O; the leader is marked by `busy`. Not here: checkpointing, replay.
 
+use crate::data::DataFlushes;
 use crate::layout::{Encoded, Image, Region, blocks_for, encode};
 use crate::{JournalError, Result};
 use luna_format::journal::{JournalHeader, STATE_CLEAN, STATE_DIRTY};
@@ -12,7 +13,7 @@ use luna_lun::{Disk, Durability};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::FromZeros;
 
 /// Number of a batch: what `append` answers and `flush_to` waits for. Grows by one a batch, across incarnations too.
@@ -91,7 +92,7 @@ pub struct Journal {
     disk: Arc<dyn Disk>,
     region: Region,
     incarnation: Incarnation,
-    data_dirty: AtomicBool,
+    data: DataFlushes,
     reserved: Arc<AtomicU64>,
     state: Mutex<State>,
     done: Condvar,
@@ -141,7 +142,7 @@ impl Journal {
             disk,
             region,
             incarnation,
-            data_dirty: AtomicBool::new(false),
+            data: DataFlushes::default(),
             reserved: Arc::new(AtomicU64::new(0)),
             state: Mutex::new(state),
             done: Condvar::new(),
@@ -202,7 +203,15 @@ impl Journal {
 
     /// Notes that a data write was answered on which a coming record may depend: the next flush flushes the LUN first (R9).
     pub fn note_data_write(&self) {
-        self.data_dirty.store(true, Ordering::Release);
+        self.data.note();
+    }
+
+    /// Returns when all data noted before is durable. One flush serves all who wait for it, records included.
+    ///
+    /// # Errors
+    /// The LUN's. What was answered may then be lost: the caller withdraws.
+    pub fn flush_data(&self) -> luna_lun::Result<()> {
+        self.data.flush(&*self.disk).map(drop)
     }
 
     /// Returns when every transaction appended with a sequence up to `seq` is durable. The first caller writes for all.
@@ -358,16 +367,16 @@ impl Journal {
             s.busy = true;
         }
         drop(s);
-        let data_dirty = self.data_dirty.swap(false, Ordering::AcqRel);
-        let flushed = if data_dirty { self.disk.flush() } else { Ok(()) };
-        let written = flushed.and_then(|()| self.write_record(sequence, position, &images));
+        let flushed = self.data.flush(&*self.disk);
+        let sent = matches!(flushed, Ok(true));
+        let written = flushed.and_then(|_| self.write_record(sequence, position, &images));
         let mut s = self.state.lock();
         s.busy = false;
         self.settle(&mut s, written, "writing a record")?;
         s.durable = sequence;
         s.stats.records += 1;
         s.stats.images += images.len() as u64;
-        s.stats.data_flushes += u64::from(data_dirty);
+        s.stats.data_flushes += u64::from(sent);
         Ok(s)
     }
 

@@ -65,6 +65,23 @@ fn a_noted_data_write_is_flushed_before_the_record_and_only_once() {
 }
 
 #[test]
+fn a_flush_for_fsync_and_one_for_a_record_are_the_same() {
+    let disk = Arc::new(RecordingDisk::new(memory()));
+    let j = fresh(&(disk.clone() as Arc<dyn Disk>), REGION);
+    disk.take();
+    j.note_data_write();
+    let s = j.append(vec![image(HOME, 1)]).unwrap();
+    j.flush_to(s).unwrap();
+    j.flush_data().unwrap();
+    j.note_data_write();
+    j.flush_data().unwrap();
+    let s = j.append(vec![image(HOME, 2)]).unwrap();
+    j.flush_to(s).unwrap();
+    let kinds: Vec<_> = disk.log().iter().map(|e| matches!(e, Event::Flush)).collect();
+    assert_eq!(kinds, [true, false, true, false]);
+}
+
+#[test]
 fn eight_threads_share_records() {
     let disk = memory();
     let region = (16, 513);
