@@ -1,6 +1,6 @@
 //! Giving rights back: what this host must write, and what it and its kernel must forget, before another host may go on.
 //!
-//! For an inode, in this order: the kernel's pages (see `data::right` for transfers that come in meanwhile), the pending
+//! For an inode, in this order: the kernel's attributes, its pages (see `data::right` for transfers that come in meanwhile), the pending
 //! modification time, the metadata under the lock, then what is known in memory. For an allocation group: its metadata and
 //! whatever waits to be reused. Other names guard nothing that is cached.
 //!
@@ -26,6 +26,9 @@ const LAST_NUDGE: Duration = Duration::from_millis(16);
 const LINGER: Duration = Duration::from_secs(10);
 /// More ranges than this are emptied as the whole file.
 const MANY_RANGES: usize = 512;
+
+/// An offset that means "the attributes, no pages".
+const ATTRIBUTES: u64 = u64::MAX;
 
 struct FsHooks(Weak<Fs>);
 
@@ -69,6 +72,13 @@ impl Fs {
     fn come_down_inode(self: &Arc<Self>, name: &Name, ino: u64, from: Mode, to: Mode) -> Result<Option<ValueBlock>, FsError> {
         let node = self.nodes.find(ino);
         let mut value = None;
+        if from.covers(Mode::Pr)
+            && !to.covers(Mode::Pr)
+            && let Some(invalidate) = self.invalidate.get()
+            && let Err(e) = invalidate(ino, ATTRIBUTES, 0)
+        {
+            tracing::trace!(ino, error = %e, "the kernel has nothing to forget of an inode");
+        }
         if let Some(node) = &node {
             self.empty_pages(node, from, to);
             if from == Mode::Ex {

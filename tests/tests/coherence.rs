@@ -117,6 +117,71 @@ fn names_and_attributes() -> Result {
     c.finish()
 }
 
+/// Attributes that a host's kernel remembers are gone before another host's change returns, also while that host asks without pause
+/// (so that there is always a reply on its way). A directory's handle shows it best: no lookup and no page takes its attributes along.
+#[test]
+fn remembered_attributes_are_forgotten_in_time() -> Result {
+    let c = Cluster::new("attributes")?;
+    looks_while_another_host_changes(&c, "f", &[true, true])?;
+    looks_while_another_host_changes(&c, "f", &[true, false])?;
+    looks_while_another_host_changes(&c, "d", &[true, false])?;
+    looks_while_another_host_changes(&c, "d", &[false, false])?;
+    c.finish()
+}
+
+fn looks_while_another_host_changes(c: &Cluster, what: &str, by_name: &[bool]) -> Result {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    let (mine, theirs) = (c.path(0, what), c.path(1, what));
+    let is_file = what == "f";
+    if is_file {
+        fs::write(&mine, "")?;
+    } else if !mine.exists() {
+        fs::create_dir(&mine)?;
+    }
+    let (promised, changed_at, over, asked) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
+    let ctime_ns = |m: &fs::Metadata| (m.ctime() * 1_000_000_000 + m.ctime_nsec()) as u64;
+    std::thread::scope(|scope| -> Result {
+        let look = |by_name: bool| {
+            let (mine, promised, changed_at, over, asked) = (&mine, &promised, &changed_at, &over, &asked);
+            scope.spawn(move || -> Result {
+                let handle = if by_name { None } else { Some(fs::File::open(mine)?) };
+                while !over.load(Ordering::Acquire) {
+                    let (least, since) = (promised.load(Ordering::Acquire), changed_at.load(Ordering::Acquire));
+                    let m = handle.as_ref().map_or_else(|| fs::metadata(mine), fs::File::metadata)?;
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    ensure!(m.len() >= least, "by name: {by_name}: size {} after another host's truncate to {least} had returned", m.len());
+                    ensure!(ctime_ns(&m) >= since, "by name: {by_name}: attributes from before another host's chmod had returned");
+                }
+                Ok(())
+            })
+        };
+        let threads: Vec<_> = by_name.iter().map(|by_name| look(*by_name)).collect();
+        let file = if is_file { fs::File::options().write(true).open(&theirs)? } else { fs::File::open(&theirs)? };
+        let change = || -> Result {
+            for round in 1..300u64 {
+                let mode = if round % 2 == 1 { 0o700 } else { 0o755 };
+                file.set_permissions(fs::Permissions::from_mode(mode))?;
+                changed_at.store(ctime_ns(&file.metadata()?), Ordering::Release);
+                if is_file {
+                    file.set_len(round)?;
+                    promised.store(round, Ordering::Release);
+                }
+                // short: the other host has just taken the right back; long: its kernel remembers
+                std::thread::sleep(if round % 25 == 0 { Duration::from_millis(80) } else { Duration::from_micros(300 * (round % 5)) });
+            }
+            Ok(())
+        };
+        let changed = change();
+        over.store(true, Ordering::Release);
+        for t in threads {
+            t.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        changed
+    })?;
+    ensure!(asked.load(Ordering::Relaxed) > 1000, "the other host hardly asked");
+    Ok(())
+}
+
 #[test]
 fn mapped_memory_sees_another_hosts_writes() -> Result {
     // through dd and cmp, which need no unsafe here: cmp maps nothing, but the page cache is the same one mmap uses

@@ -7,6 +7,7 @@
 
 use super::convert::{self, attr, errno, inside, outside, when};
 use super::locks::{self, Owners, Waiting, Wanted};
+use super::remember::Remember;
 use crate::data::WriteHow;
 use crate::error::{FsError, Step, Stop};
 use crate::op::{self, Attr, Cred, SetAttr};
@@ -39,7 +40,13 @@ pub(super) struct Door {
     fs: Arc<Fs>,
     waiting: Arc<Waiting>,
     owners: Owners,
+    remember: Arc<Remember>,
     root: Ino,
+}
+
+/// Whether nobody but this host can change the inode's attributes now.
+fn steady(tx: &Tx<'_>, ino: Ino) -> bool {
+    tx.has(&crate::names::inode(ino), Mode::Pr)
 }
 
 fn cred(req: &Request, umask: u32) -> Cred {
@@ -47,8 +54,9 @@ fn cred(req: &Request, umask: u32) -> Cred {
 }
 
 impl Door {
-    pub(super) fn new(fs: &Arc<Fs>) -> Self {
-        Self { fs: Arc::clone(fs), waiting: Arc::default(), owners: Owners::default(), root: fs.volume.sb.root_ino }
+    pub(super) fn new(fs: &Arc<Fs>, remember: &Arc<Remember>) -> Self {
+        let (remember, root) = (Arc::clone(remember), fs.volume.sb.root_ino);
+        Self { fs: Arc::clone(fs), waiting: Arc::default(), owners: Owners::default(), remember, root }
     }
 
     /// Runs an operation here if it need not wait, else in the pool; then `done`.
@@ -97,12 +105,17 @@ impl Door {
         self.fs.drive();
     }
 
-    fn entry(&self, body: impl FnMut(&mut Tx<'_>) -> Step<Attr> + Send + 'static, reply: ReplyEntry) {
-        let root = self.root;
-        self.op(body, move |fs, got| match got {
-            Ok(a) => reply.entry(&NOW, &attr(&fs.freshen(a), root), convert::generation(&a)),
-            Err(e) => reply.error(errno(&e)),
-        });
+    fn entry(&self, mut body: impl FnMut(&mut Tx<'_>) -> Step<Attr> + Send + 'static, reply: ReplyEntry) {
+        let (root, remember) = (self.root, Arc::clone(&self.remember));
+        self.op(
+            move |tx| body(tx).map(|a| (a, remember.promise(a.ino, steady(tx, a.ino)))),
+            move |fs, got| match got {
+                Ok((a, valid)) => {
+                    reply.entry_with_ttls(&valid, &NOW, &attr(&fs.freshen(a), root), convert::generation(&a));
+                }
+                Err(e) => reply.error(errno(&e)),
+            },
+        );
     }
 
     fn empty(&self, body: impl FnMut(&mut Tx<'_>) -> Step<()> + Send + 'static, reply: ReplyEmpty) {
@@ -219,17 +232,23 @@ impl Filesystem for Door {
         if held.is_some() {
             first.insert(crate::names::inode(ino), Mode::Cr);
         }
-        if let Ok(Ran::Done(a, _)) = self.fs.volume.run_with(&mut first, Wait::No, |tx| op::getattr(tx, ino)) {
-            reply.attr(&NOW, &attr(&self.fs.freshen(a), root));
+        let remember = Arc::clone(&self.remember);
+        let body = move |tx: &mut Tx<'_>| op::getattr(tx, ino).map(|a| (a, remember.promise(ino, steady(tx, ino))));
+        let answer = move |fs: &Arc<Fs>, reply: ReplyAttr, (a, valid): (Attr, Duration)| reply.attr(&valid, &attr(&fs.freshen(a), root));
+        if let Ok(Ran::Done(got, _)) = self.fs.volume.run_with(&mut first, Wait::No, &body) {
+            answer(&self.fs, reply, got);
             return self.fs.drive();
         }
-        self.op(
-            move |tx| op::getattr(tx, ino),
-            move |fs, got| match got {
-                Ok(a) => reply.attr(&NOW, &attr(&fs.freshen(a), root)),
-                Err(e) => reply.error(errno(&e)),
-            },
-        );
+        self.op(body, move |fs, got| match got {
+            Ok(got) => answer(fs, reply, got),
+            Err(e) => reply.error(errno(&e)),
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        self.remember.forget(inside(ino, self.root));
+        // no reply, but whoever takes a request keeps the queue moving
+        self.fs.drive();
     }
 
     fn setattr(

@@ -1,7 +1,7 @@
 //! The classic FUSE door: mounts the file system and translates requests. Everything of `fuser` stays in here.
 //!
-//! Nothing is remembered by the kernel longer than our locks allow: names and attributes have no time-outs (each look comes
-//! to us and is answered from cached locks), pages live under a lock and are emptied before it is given back. `nosuid` and
+//! Nothing is remembered by the kernel longer than our locks allow: names are not remembered (each look comes to us and is
+//! answered from cached locks), attributes and pages live under a lock and are forgotten before it is given back. `nosuid` and
 //! `nodev` unless asked otherwise (T8), permissions always checked by the kernel.
 //!
 //! Invariant: a thread that reads requests never waits for another host. Not here: what requests mean.
@@ -9,6 +9,7 @@
 mod convert;
 mod door;
 mod locks;
+mod remember;
 
 use crate::system::Fs;
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Session, SessionACL};
@@ -67,12 +68,16 @@ pub fn mount(fs: &Arc<Fs>, dir: &Path, opts: &MountOpts) -> io::Result<Mounted> 
     ];
     config.acl = if opts.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(opts.threads.max(1));
-    let session = Session::new(door::Door::new(fs), dir, &config)?;
+    let remember = Arc::<remember::Remember>::default();
+    let session = Session::new(door::Door::new(fs, &remember), dir, &config)?;
     // set once; a second mount of the same `Fs` keeps the first one's
     let _ = fs.door.set(session.as_fd().try_clone_to_owned()?);
     let notifier = session.notifier();
     let root = fs.volume.sb.root_ino;
-    let tell = move |ino, offset, len| notifier.inval_inode(INodeNo(convert::outside(ino, root)), offset as i64, len as i64);
+    let tell = move |ino, offset, len| {
+        remember.forget(ino);
+        notifier.inval_inode(INodeNo(convert::outside(ino, root)), offset as i64, len as i64)
+    };
     let _ = fs.invalidate.set(Box::new(tell));
     Ok(Mounted { dir: dir.to_path_buf(), session: Mutex::new(Some(session.spawn()?)) })
 }
