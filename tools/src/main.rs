@@ -19,6 +19,9 @@ mod probe;
 mod size;
 mod slots;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use clap::Parser;
 use cli::{Cli, Command};
 use std::{ffi::OsString, path::Path, process::ExitCode};
