@@ -122,8 +122,9 @@ fn parse_lun(text: &str) -> anyhow::Result<LunSpec> {
 fn command(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run::run(&run::Plan {
-            rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 5 }),
-            seconds: if args.quick { 1 } else { 2 },
+            rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 9 }),
+            // short turns, many of them: the subjects share whatever the machine is doing
+            seconds: 1,
             files: if args.quick { 500 } else { 3000 },
             medium: args.medium,
             tcp: args.tcp,
