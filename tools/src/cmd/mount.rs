@@ -125,8 +125,6 @@ fn launch(args: &MountArgs, settings: &Settings) -> Result<()> {
     let log =
         OpenOptions::new().create(true).append(true).open(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-    // a heap for each thread would multiply what the daemon keeps
-    command.env("MALLOC_ARENA_MAX", "2");
     command.args(["mount", "--daemon"]).arg(&args.lun).arg(&args.dir);
     if let Some(name) = &settings.name {
         command.args(["--name", name]);
