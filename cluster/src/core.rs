@@ -142,6 +142,8 @@ pub struct Core {
     evict_seen: BTreeMap<(Slot, Incarnation), Ms>,
     replaying: BTreeMap<(Slot, Incarnation), Option<Ms>>,
     replayed: BTreeSet<(Slot, Incarnation)>,
+    /// Every request of this host reaches the target under its slot and incarnation.
+    named_at_target: bool,
     leave_requested: bool,
     journal_clean: bool,
     active: bool,
@@ -195,6 +197,7 @@ impl Core {
             evict_seen: BTreeMap::new(),
             replaying: BTreeMap::new(),
             replayed: BTreeSet::new(),
+            named_at_target: false,
             leave_requested: false,
             journal_clean: false,
             active: false,
@@ -245,6 +248,11 @@ impl Core {
     /// Newest record known.
     pub fn epoch(&self) -> Epoch {
         self.m.epoch()
+    }
+
+    /// The host name of an incarnation, as its JOIN record says; empty if it is not known.
+    pub fn name_of(&self, slot: Slot, incarnation: Incarnation) -> String {
+        self.names.get(&slot).filter(|n| n.0 == incarnation).map_or_else(String::new, |n| n.1.clone())
     }
 
     /// Whether this host coordinates, for `status`.
@@ -332,6 +340,10 @@ impl Core {
             Input::Nudge => self.next_log_read = self.now,
             Input::FenceDone { slot, incarnation, result } => self.fence_done(slot, incarnation, result, out),
             Input::ReplayDone { slot, incarnation, result } => self.replay_done(slot, incarnation, result, out),
+            Input::NamedAtTarget => {
+                // the next beat says so; it travels under the name itself
+                (self.named_at_target, self.next_beat) = (true, self.now);
+            }
             Input::LeaveRequested => {
                 self.leave_requested = true;
                 if matches!(self.phase, Phase::Looking | Phase::Claiming(_) | Phase::Claimed(..)) {
@@ -458,6 +470,8 @@ impl Core {
             margin_ms: t.margin_ms as u32,
             link_key: self.cfg.link_key,
             addresses: address_fields(&self.cfg.addresses),
+            target_fence: u32::from(self.named_at_target && state != BEAT_JOINING),
+            unused: 0,
         };
         let beat = if state == BEAT_FREE { Beat { counter: self.counter, ..Beat::new_zeroed() } } else { beat };
         let block = self.cfg.area.beat(slot);
@@ -534,7 +548,7 @@ impl Core {
     }
 
     fn beats_read(&mut self, blocks: &[luna_format::Block], issued: Ms, out: &mut Vec<Output>) {
-        let changed = self.watch.update(&self.cfg.area, blocks, issued, self.now);
+        let changed = self.watch.update(&self.cfg.area, blocks, issued, self.now, self.cfg.timing.beat_ms);
         (self.beats_known, self.beats_ok) = (true, Some(issued));
         let members = changed.iter().any(|s| {
             let i = self.m.slot(*s).incarnation;

@@ -36,7 +36,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            beat_ms: 2000,
+            beat_ms: 400,
             lease_ms: 12_000,
             margin_ms: 4000,
             request_ms: 5000,
@@ -243,6 +243,9 @@ pub enum Input {
         /// Done, or why not (it is tried again).
         result: Result<(), String>,
     },
+    /// From now on every request of this host reaches the target under its slot and incarnation, and nothing of it that went
+    /// without a name is under way any more.
+    NamedAtTarget,
     /// This host wants to leave. The shell then stops the file system and closes the journal.
     LeaveRequested,
     /// The own journal is closed and clean: the LEAVE record may be chosen.
@@ -332,6 +335,8 @@ pub enum Output {
         slot: Slot,
         /// Its incarnation.
         incarnation: Incarnation,
+        /// Whether its beats said that the target knows it by name: then the target can fence it.
+        at_target: bool,
     },
     /// FENCED is chosen and it is this host's turn: plan and apply the journal; answer with [`Input::ReplayDone`].
     Replay {

@@ -20,6 +20,11 @@ pub(crate) struct Seen {
     pub(crate) moved: bool,
 }
 
+/// Reads of the beats this far apart are one uninterrupted look.
+fn one_look_ms(period_ms: Ms) -> Ms {
+    4 * period_ms
+}
+
 /// All beats.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch {
@@ -29,17 +34,28 @@ pub(crate) struct Watch {
     /// When the link to a slot was reset.
     reset: BTreeMap<Slot, Ms>,
     up: u64,
+    /// Incarnations whose beats said that the target knows them by name; the newest of each slot. A claim over the beat does not unsay it.
+    named: BTreeMap<Slot, Incarnation>,
 }
 
 impl Watch {
     /// Takes in beats read; `issued` is when the read was submitted, `now` when it was answered. Answers the slots whose
     /// identity (name, addresses, incarnation) changed.
-    pub(crate) fn update(&mut self, area: &Area, blocks: &[Block], issued: Ms, now: Ms) -> Vec<Slot> {
+    pub(crate) fn update(&mut self, area: &Area, blocks: &[Block], issued: Ms, now: Ms, period_ms: Ms) -> Vec<Slot> {
         let mut changed = Vec::new();
+        // what passed while nobody could look is nobody's silence: when the LUN comes back after a while, all would evict all
+        let blind = if self.read_ms == 0 { 0 } else { issued.saturating_sub(self.read_ms).saturating_sub(one_look_ms(period_ms)) };
+        for x in self.seen.values_mut().filter(|_| blind > 0) {
+            x.changed_ms = (x.changed_ms + blind).min(now);
+            x.owner_ms = (x.owner_ms + blind).min(now);
+        }
         self.read_ms = self.read_ms.max(issued);
         for (s, b) in (0..area.slots).zip(blocks) {
             // one that does not check is as good as unchanged: its owner will write it again
             let Ok(beat) = read_beat(b, area.volume, area.beat(s), s) else { continue };
+            if let Some(b) = beat.filter(|b| b.target_fence == 1) {
+                self.named.insert(s, b.incarnation);
+            }
             match self.seen.get_mut(&s) {
                 None => {
                     if beat.is_some() {
@@ -106,6 +122,11 @@ impl Watch {
             self.reset.entry(s).or_insert(now);
             self.up &= !(1 << s);
         }
+    }
+
+    /// Whether this incarnation's beats came under its own name.
+    pub(crate) fn named_at_target(&self, s: Slot, i: Incarnation) -> bool {
+        self.named.get(&s) == Some(&i)
     }
 
     /// Links that are up.

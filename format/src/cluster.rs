@@ -66,6 +66,10 @@ pub struct Beat {
     pub link_key: [u8; 32],
     /// 232: where it listens; empty entries are zero.
     pub addresses: [[u8; TEXT_BYTES]; MAX_ADDRESSES],
+    /// 488: 1 when every request of this incarnation reaches the target under its own name, so that the target can refuse it; 0 unknown.
+    pub target_fence: u32,
+    /// 492: zero.
+    pub unused: u32,
 }
 const _: () = assert!(HEADER_BYTES + size_of::<Beat>() <= ATOMIC_BYTES);
 const _: () = assert!(std::mem::offset_of!(Beat, addresses) == 232 - 64);

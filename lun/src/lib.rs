@@ -26,6 +26,7 @@ use std::time::Duration;
 mod aligned;
 pub mod faulty;
 pub mod file;
+mod gate;
 mod linger;
 pub mod memory;
 mod nbd;
@@ -35,6 +36,7 @@ mod spec;
 mod stream;
 
 pub use aligned::AlignedBuf;
+pub use gate::{Gate, boottime_ms};
 pub use linger::linger;
 pub use spec::LunSpec;
 
@@ -243,6 +245,8 @@ pub struct OpenOptions {
     pub request_timeout: Duration,
     /// Membership re-check before a write is sent again; `None` always allows.
     pub resend_ok: Option<ResendHook>,
+    /// Asked before anything is handed over, and after what is to be durable; `None` is always open.
+    pub gate: Option<Arc<Gate>>,
 }
 
 impl Default for OpenOptions {
@@ -257,6 +261,7 @@ impl Default for OpenOptions {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             resend_ok: None,
+            gate: None,
         }
     }
 }
@@ -276,13 +281,19 @@ impl std::fmt::Debug for OpenOptions {
 
 /// Opens a LUN.
 pub fn open(spec: &LunSpec, options: &OpenOptions) -> Result<Lun> {
-    match spec {
-        LunSpec::Path(path) => Ok(Lun::inline(Arc::new(file::FileDisk::open(path, options)?))),
-        LunSpec::Nbd { .. } | LunSpec::NbdUnix { .. } => nbd::open(spec, options),
-        LunSpec::Iscsi { .. } => Err(LunError::Refused(format!(
-            "{spec}: iSCSI is not in this build yet; log in with iscsiadm and give the block device (/dev/disk/by-id/...) instead"
-        ))),
-    }
+    let lun = match spec {
+        LunSpec::Path(path) => Lun::inline(Arc::new(file::FileDisk::open(path, options)?)),
+        LunSpec::Nbd { .. } | LunSpec::NbdUnix { .. } => nbd::open(spec, options)?,
+        LunSpec::Iscsi { .. } => {
+            return Err(LunError::Refused(format!(
+                "{spec}: iSCSI is not in this build yet; log in with iscsiadm and give the block device (/dev/disk/by-id/...) instead"
+            )));
+        }
+    };
+    Ok(match &options.gate {
+        Some(gate) => gate.guard(lun),
+        None => lun,
+    })
 }
 
 /// Refuses a request that does not lie inside the LUN; shared by every disk here.

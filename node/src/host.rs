@@ -14,17 +14,14 @@ use luna_cluster as cluster;
 use luna_dlm as dlm;
 use luna_dlm::{LockCache, PosixClient};
 use luna_format::{Incarnation, Slot};
+use luna_lun::Gate;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Milliseconds of CLOCK_BOOTTIME: monotonic, and goes on while the machine sleeps.
-pub fn now_ms() -> u64 {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    (t.tv_sec as u64) * 1000 + (t.tv_nsec as u64) / 1_000_000
-}
+pub use luna_lun::boottime_ms as now_ms;
 
 /// The router and its outputs, under one mutex.
 struct Cores {
@@ -44,8 +41,8 @@ pub struct Host {
     posix: OnceLock<Arc<PosixClient>>,
     disk: Sender<DiskJob>,
     notices: Sender<Notice>,
-    /// Whether the gate is shut (lease lost or shut out).
-    pub paused: AtomicBool,
+    /// Whether this host may use the LUN; told after each step of the cores.
+    gate: Arc<Gate>,
     /// Packets from peers that could not be read.
     pub garbage: AtomicU64,
 }
@@ -65,9 +62,14 @@ impl Host {
             posix: OnceLock::new(),
             disk,
             notices,
-            paused: AtomicBool::new(false),
+            gate: Gate::new(),
             garbage: AtomicU64::new(0),
         })
+    }
+
+    /// What the LUN's doors ask before each request.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     /// Names the links; once.
@@ -150,6 +152,11 @@ impl Host {
 
     fn apply(&self, c: &mut Cores, i: In) {
         c.router.step(now_ms(), i, &mut c.spare);
+        // before anything is performed: nobody acts on an output of a host that may not act any more
+        self.gate.open_until(match c.router.cluster().gate() {
+            cluster::Gate::Active { until_ms } => until_ms,
+            cluster::Gate::Paused | cluster::Gate::Evicted => 0,
+        });
         for o in c.spare.drain(..) {
             self.perform(o);
         }
@@ -159,7 +166,7 @@ impl Host {
         match o {
             Out::Disk(job) => drop(self.disk.send(job)),
             Out::Notice(n) => self.notice(n),
-            Out::Gate { open } => self.paused.store(!open, Ordering::Release),
+            Out::Gate { open } => tracing::warn!(open, "the lease of this host: its I/O goes on while open, waits otherwise"),
             Out::Garbage => drop(self.garbage.fetch_add(1, Ordering::Relaxed)),
             Out::Send { .. } | Out::SetMe(..) | Out::Learn(..) | Out::Forget(..) => self.tell_peers(o),
             Out::LocksGranted(..) | Out::LocksDenied(..) | Out::LocksBast(..) | Out::PosixDone(..) | Out::LocksWithdrawn => {
@@ -195,6 +202,11 @@ impl Host {
     }
 
     fn notice(&self, n: Notice) {
+        match &n {
+            Notice::Evicted(why) => self.gate.shut(why),
+            Notice::Left => self.gate.shut("this host has left the volume"),
+            _ => {}
+        }
         let _ = self.notices.send(n);
     }
 }

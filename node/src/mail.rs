@@ -78,7 +78,7 @@ impl Mail {
     }
 
     fn round(&mut self, silent: &[Slot]) -> luna_lun::Result<()> {
-        if !self.host.paused.load(Ordering::Acquire) {
+        if self.host.gate().is_open() {
             self.write()?;
         }
         for slot in silent {

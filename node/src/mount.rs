@@ -1,16 +1,17 @@
 //! Mounting: from a LUN string to a usable directory, and back.
 //!
 //! Order: open the LUN, read the superblock, listen, join the cluster (which may mean recovering dead hosts first), open the
-//! journal, start the file system, mount. Unmounting is the reverse: the journal is closed clean before the LEAVE record.
+//! LUN again under the slot's name and find the fencing rung, open the journal, start the file system, mount. Unmounting is the reverse: the journal is closed clean before the LEAVE record.
 //! Invariant: nothing of the volume but slots and records is touched before this host is a member. Not here: decisions.
 
 use crate::control::Control;
 use crate::error::NodeError;
+use crate::fence::{Ladder, Rung};
 use crate::host::{Host, In, Notice, now_ms};
 use crate::mail::Mail;
 use crate::options::{self, MountOptions};
 use crate::peers::Peers;
-use crate::shell::{self, Recovery};
+use crate::shell::{self, Area, Recovery};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use luna_cluster as cluster;
 use luna_dlm::{LockCache, PosixClient};
@@ -21,7 +22,7 @@ use luna_fs::orphan::Reaper;
 use luna_fs::system::Fs;
 use luna_fs::{Parts, Volume};
 use luna_journal::Journal;
-use luna_lun::{Lun, OpenOptions};
+use luna_lun::{Disk, Lun, OpenOptions};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -33,6 +34,8 @@ const TICK: Duration = Duration::from_millis(20);
 const JOIN_SLACK: Duration = Duration::from_secs(60);
 /// How often the free space of groups that others use is looked at.
 const SPACE_ROUND: Duration = Duration::from_secs(20);
+/// How long a target may stay away before what is under way fails. Until then a host without a lease waits.
+const AWAY: Duration = Duration::from_secs(600);
 /// How long leaving may take before the host just goes (its peers then recover it).
 const LEAVE: Duration = Duration::from_secs(10);
 
@@ -52,6 +55,9 @@ pub(crate) struct Site {
     pub(crate) host: Arc<Host>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) place: OnceLock<(Slot, Incarnation)>,
+    pub(crate) ladder: Ladder,
+    area: Arc<Area>,
+    guarded: Arc<OnceLock<Arc<dyn Disk>>>,
     running: OnceLock<Running>,
     stop: AtomicBool,
 }
@@ -82,15 +88,14 @@ pub struct MountedHost {
 
 /// Mounts; returns when the directory is usable.
 pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
-    let lun = open(&options, options.connections)?;
-    let (volume_id, sb) = luna_fs::mkfs::read_superblock(&*lun.disk)?;
-    let (want, have) = (sb.total_blocks * BLOCK_U64, lun.disk.geometry().size_bytes);
+    let nameless = open(&options, None, None)?;
+    let (volume_id, sb) = luna_fs::mkfs::read_superblock(&*nameless.disk)?;
+    let (want, have) = (sb.total_blocks * BLOCK_U64, nameless.disk.geometry().size_bytes);
     if want > have {
         return Err(NodeError::TooSmall { want, have });
     }
-    let beats = open(&options, 1)?;
     let listener = TcpListener::bind(options.listen).map_err(NodeError::system("listening for peers (--listen)"))?;
-    let (site, gate, left) = start_cluster(options, volume_id, sb, &beats, listener)?;
+    let (site, gate, left) = start_cluster(options, volume_id, sb, nameless, listener)?;
     let (slot, incarnation) = match join(&site, &gate) {
         Ok(place) => place,
         Err(e) => {
@@ -98,7 +103,7 @@ pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
             return Err(e);
         }
     };
-    let started = start_fs(&site, lun, &beats, slot, incarnation);
+    let started = named(&site, slot, incarnation).and_then(|(lun, beats)| start_fs(&site, lun, &beats, slot, incarnation));
     match started {
         Ok((mounted, control)) => Ok(MountedHost { site, mounted, left, _control: control }),
         Err(e) => {
@@ -109,10 +114,37 @@ pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
     }
 }
 
-fn open(o: &MountOptions, connections: usize) -> Result<Lun, NodeError> {
-    let options =
-        OpenOptions { client_name: Some(o.name.clone()), need_multi_conn: true, connections, direct: true, ..OpenOptions::default() };
+/// Opens the LUN: under a name or without, behind the gate or not.
+fn open(o: &MountOptions, name: Option<String>, gate: Option<Arc<luna_lun::Gate>>) -> Result<Lun, NodeError> {
+    let connections = if gate.is_some() { o.connections } else { 1 };
+    // the cluster's own writes are never sent again: a beat is written anew, and a register that lands late breaks agreement
+    let resend_ok: Option<luna_lun::ResendHook> = if gate.is_some() { None } else { Some(Arc::new(|| false)) };
+    let options = OpenOptions {
+        client_name: name,
+        need_multi_conn: true,
+        connections,
+        direct: true,
+        reconnect: AWAY,
+        resend_ok,
+        gate,
+        ..OpenOptions::default()
+    };
     Ok(luna_lun::open(&o.lun, &options)?)
+}
+
+/// This host is a member: from here on everything it sends goes under its slot and incarnation, so that the target can refuse it.
+/// Data and journal behind the gate; the cluster's blocks beside it.
+fn named(site: &Site, slot: Slot, incarnation: Incarnation) -> Result<(Lun, Lun), NodeError> {
+    let name = || Some(format!("{}#{incarnation}", crate::fence::client_name(&site.volume_id, slot)));
+    let lun = open(&site.options, name(), Some(Arc::clone(site.host.gate())))?;
+    let beats = open(&site.options, name(), None)?;
+    // nothing nameless is under way any more when this returns
+    site.area.change(Arc::clone(&beats.disk));
+    let _ = site.guarded.set(Arc::clone(&lun.disk));
+    if site.ladder.self_test(slot, incarnation) == Rung::Target {
+        site.host.post(In::Cluster(cluster::Input::NamedAtTarget));
+    }
+    Ok((lun, beats))
 }
 
 type Started = (Arc<Site>, Receiver<Gate>, Receiver<()>);
@@ -122,7 +154,7 @@ fn start_cluster(
     options: MountOptions,
     volume_id: VolumeId,
     sb: Superblock,
-    beats: &Lun,
+    nameless: Lun,
     listener: TcpListener,
 ) -> Result<Started, NodeError> {
     let addresses = options::announced(&listener).map_err(NodeError::system("finding this host's addresses"))?;
@@ -141,21 +173,33 @@ fn start_cluster(
     let peers = Peers::new(volume_id, Arc::clone(&host) as _);
     host.set_peers(Arc::clone(&peers));
     peers.listen(listener).map_err(NodeError::system("listening for peers"))?;
+    let (area, guarded) = (Area::new(nameless.disk), Arc::<OnceLock<Arc<dyn Disk>>>::default());
+    let ladder = Ladder {
+        host: Arc::clone(&host),
+        spec: options.lun.clone(),
+        volume: volume_id,
+        timing: options.timing,
+        program: options.fence_cmd.clone(),
+        rung: Arc::default(),
+    };
     let site = Arc::new(Site {
         volume_id,
         sb,
         host: Arc::clone(&host),
         peers,
         place: OnceLock::new(),
+        ladder,
+        area: Arc::clone(&area),
+        guarded: Arc::clone(&guarded),
         running: OnceLock::new(),
         stop: AtomicBool::new(false),
         options,
     });
     let (gate_tx, gate_rx) = unbounded();
     let (left_tx, left_rx) = unbounded();
-    let recovery = Recovery { host: Arc::clone(&host), disk: Arc::clone(&beats.disk), sb, volume: volume_id, timing: site.options.timing };
-    let (h, disk) = (Arc::clone(&host), Arc::clone(&beats.disk));
-    spawn("luna-beats", move || shell::serve_disk(&h, &*disk, &disk_rx))?;
+    let recovery = Recovery { host: Arc::clone(&host), area: Arc::clone(&area), guarded, sb, volume: volume_id };
+    let h = Arc::clone(&host);
+    spawn("luna-beats", move || shell::serve_disk(&h, &area, &disk_rx))?;
     let s = Arc::clone(&site);
     spawn("luna-manager", move || manage(&s, &recovery, &notice_rx, &gate_tx, &left_tx))?;
     let h = Arc::clone(&host);
@@ -188,7 +232,7 @@ fn manage(site: &Arc<Site>, recovery: &Recovery, notices: &Receiver<Notice>, gat
             Notice::Joined(slot, incarnation) => drop(gate.send(Gate::In(slot, incarnation))),
             Notice::Refused(reason) => drop(gate.send(Gate::Refused(reason))),
             Notice::Left => drop(left.send(())),
-            Notice::Fence(slot, incarnation) => recovery.fence(slot, incarnation),
+            Notice::Fence(slot, incarnation, at_target) => site.ladder.fence(slot, incarnation, at_target),
             Notice::Replay(slot, incarnation, epoch) => recovery.replay(slot, incarnation, epoch),
             Notice::Recovered(slot, incarnation) => {
                 tracing::info!(slot, incarnation, "a dead host is recovered");
@@ -283,6 +327,19 @@ fn leave(site: &Site, left: &Receiver<()>) {
     }
 }
 
+/// An unmount does not wait for ever for a lease that does not come back.
+fn bound_leaving(site: &Site, over: &AtomicBool) {
+    let mut closed_since = None;
+    while !over.load(Ordering::Acquire) {
+        if site.host.gate().is_open() {
+            closed_since = None;
+        } else if now_ms() >= *closed_since.get_or_insert_with(now_ms) + LEAVE.as_millis() as u64 {
+            return site.host.gate().shut("unmounted without a lease; the other hosts, or the next mount, recover this slot");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn stop_threads(site: &Site) {
     site.stop.store(true, Ordering::Release);
     site.peers.stop();
@@ -295,12 +352,16 @@ impl MountedHost {
         let Self { site, mounted, left, _control } = self;
         mounted.join().map_err(NodeError::system("serving FUSE"))?;
         let started = now_ms();
+        let done = Arc::new(AtomicBool::new(false));
+        let (s, over) = (Arc::clone(&site), Arc::clone(&done));
+        spawn("luna-patience", move || bound_leaving(&s, &over))?;
         if let Some(r) = site.running.get()
             && let Err(e) = r.fs.shutdown()
         {
             tracing::error!(error = %e, "could not bring everything home");
         }
         leave(&site, &left);
+        done.store(true, Ordering::Release);
         stop_threads(&site);
         tracing::info!(ms = now_ms() - started, "left the volume");
         Ok(())

@@ -27,6 +27,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Data connections to an NBD target; 0 chooses.
     pub connections: usize,
+    /// A program that makes sure that a host is off: called with slot, host name and incarnation, exit 0 means done.
+    pub fence_cmd: Option<PathBuf>,
     /// Timing of the cluster, milliseconds; every host of a volume must use the same.
     pub timing: luna_cluster::Timing,
 }
@@ -44,6 +46,7 @@ impl MountOptions {
             nodev: true,
             read_only: false,
             connections: 0,
+            fence_cmd: None,
             timing: luna_cluster::Timing::default(),
         }
     }

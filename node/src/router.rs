@@ -54,7 +54,7 @@ pub enum Notice {
     /// It left in order.
     Left,
     /// Make it impossible for this incarnation to write.
-    Fence(Slot, Incarnation),
+    Fence(Slot, Incarnation, bool),
     /// Replay this journal; the last number is the epoch of the FENCED record.
     Replay(Slot, Incarnation, u64),
     /// This incarnation is recovered.
@@ -193,7 +193,7 @@ impl Router {
                 out.push(Out::Send { to, packet: Packet::Cluster(msg) });
             }
             O::View(v) => self.enter(now_ms, v, out),
-            O::Fence { slot, incarnation } => out.push(Out::Notice(Notice::Fence(slot, incarnation))),
+            O::Fence { slot, incarnation, at_target } => out.push(Out::Notice(Notice::Fence(slot, incarnation, at_target))),
             O::Replay { slot, incarnation, fenced_epoch } => out.push(Out::Notice(Notice::Replay(slot, incarnation, fenced_epoch))),
             O::Recovered { slot, incarnation } => {
                 self.step_dlm(now_ms, dlm::Input::Recovered(dlm::Member { slot, incarnation }), out);

@@ -1,29 +1,47 @@
-//! The threads around one host: the LUN requests of the membership core, fencing, replay.
+//! The threads around one host: the LUN requests of the membership core, and replay.
 //!
 //! Beats have a connection and a thread of their own, so that they never wait behind data. Replays run on threads made for
-//! them; their results go back to the core. Not here: the order of things (the core decides), the mount (`mount`).
+//! them; their results go back to the core. Not here: the order of things (the core decides), fencing (`fence`), the mount (`mount`).
 
 use crate::host::{DiskJob, Host, In, now_ms};
 use crossbeam_channel::Receiver;
-use luna_cluster::{FenceMethod, Input, Timing};
+use luna_cluster::Input;
 use luna_format::superblock::Superblock;
 use luna_format::{BLOCK_U64, Block, Incarnation, Slot, VolumeId};
 use luna_journal::{Fenced, ReplayProof};
 use luna_lun::{Disk, Durability};
-use std::sync::Arc;
+use parking_lot::Mutex;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+/// The connection of the cluster's own blocks. It is changed once, from nameless to named, between two requests.
+pub struct Area(Mutex<Arc<dyn Disk>>);
+
+impl Area {
+    /// Over `disk`.
+    pub fn new(disk: Arc<dyn Disk>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(disk)))
+    }
+
+    /// Takes another connection; no request is under way on the old one when this returns.
+    pub fn change(&self, disk: Arc<dyn Disk>) {
+        *self.0.lock() = disk;
+    }
+}
+
 /// Serves the membership core's requests to the LUN until the channel closes.
-pub fn serve_disk(host: &Arc<Host>, disk: &dyn Disk, jobs: &Receiver<DiskJob>) {
+pub fn serve_disk(host: &Arc<Host>, area: &Area, jobs: &Receiver<DiskJob>) {
     for job in jobs {
+        let disk = area.0.lock();
         let done = match job {
-            DiskJob::Read(token, start, count) => Input::ReadDone { token, result: read(disk, start, count) },
+            DiskJob::Read(token, start, count) => Input::ReadDone { token, result: read(&**disk, start, count) },
             DiskJob::Write(token, block, bytes, forced) => {
                 let durability = if forced { Durability::Forced } else { Durability::Plain };
                 let result = disk.write_at(&bytes.0, block * BLOCK_U64, durability).map_err(|e| e.to_string());
                 Input::WriteDone { token, result }
             }
         };
+        drop(disk);
         host.post(In::Cluster(done));
     }
 }
@@ -34,29 +52,22 @@ fn read(disk: &dyn Disk, start: u64, count: u64) -> Result<Vec<Block>, String> {
     Ok(bytes.chunks_exact(BLOCK_U64 as usize).filter_map(Block::from_slice).collect())
 }
 
-/// What a shell needs to fence and to replay.
+/// What a shell needs to replay.
 #[derive(Clone)]
 pub struct Recovery {
     /// The router.
     pub host: Arc<Host>,
-    /// The LUN.
-    pub disk: Arc<dyn Disk>,
+    /// The cluster's connection: used as long as this host is no member.
+    pub area: Arc<Area>,
+    /// The LUN behind the gate, once this host is a member.
+    pub guarded: Arc<OnceLock<Arc<dyn Disk>>>,
     /// The shape.
     pub sb: Superblock,
     /// The volume.
     pub volume: VolumeId,
-    /// Bounds.
-    pub timing: Timing,
 }
 
 impl Recovery {
-    /// Fences an incarnation. Today's only rung is the lease: it is named at once, and the core itself waits W.
-    pub fn fence(&self, slot: Slot, incarnation: Incarnation) {
-        tracing::warn!(slot, incarnation, wait_ms = self.timing.wait_ms(), "a host is gone: waiting until its lease has run out");
-        self.host.queue(In::Cluster(Input::FenceDone { slot, incarnation, result: Ok(FenceMethod::Lease) }));
-        self.host.ring();
-    }
-
     /// Replays a journal, on a thread of its own.
     pub fn replay(&self, slot: Slot, incarnation: Incarnation, fenced_epoch: u64) {
         let me = self.clone();
@@ -83,7 +94,8 @@ impl Recovery {
         // the core hands out this order only after FENCED(slot, incarnation) was chosen as record `fenced_epoch`
         let proof = ReplayProof::Fenced(Fenced::attest(slot, incarnation, fenced_epoch));
         let region = self.sb.journal_region(slot);
-        let plan = luna_journal::plan(&*self.disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
-        plan.apply(&*self.disk, &|_| false).map_err(|e| e.to_string())
+        let disk = self.guarded.get().map_or_else(|| Arc::clone(&self.area.0.lock()), Arc::clone);
+        let plan = luna_journal::plan(&*disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
+        plan.apply(&*disk, &|_| false).map_err(|e| e.to_string())
     }
 }

@@ -54,7 +54,7 @@ fn status(site: &Site) -> Value {
         "volume": { "id": hex(&site.volume_id), "label": site.sb.label_text(), "lun": site.options.lun.to_string(), "slots": site.sb.slots },
         "slot": me.map(|m| m.0), "state": state, "epoch": epoch, "leader": leader, "members": members,
         "lease": { "margin_ms": margin_ms, "length_ms": t.lease_ms, "beat_ms": t.beat_ms },
-        "rung": { "number": 3, "name": "lease", "takeover_ms": t.wait_ms() + t.lease_ms },
+        "rung": rung(site),
     });
     if let Some(v) = site.volume() {
         let j = v.journal.stats();
@@ -70,6 +70,13 @@ fn status(site: &Site) -> Value {
         out["counters"] = counters(site, v, blocks, dirty);
     }
     out
+}
+
+/// How a dead host would be fenced, what that promises, and how long a takeover takes at worst.
+fn rung(site: &Site) -> Value {
+    let rung = site.ladder.rung.get().copied().unwrap_or(crate::fence::Rung::Lease);
+    let (number, name) = rung.title();
+    json!({ "number": number, "name": name, "promise": rung.promise(), "takeover_ms": rung.worst_takeover_ms(&site.options.timing) })
 }
 
 fn counters(site: &Site, v: &luna_fs::Volume, blocks: usize, dirty: usize) -> Value {

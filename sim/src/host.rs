@@ -199,7 +199,7 @@ impl World {
                 return self.drained(i);
             }
             Notice::Left => self.later(1, i, Event::Exit),
-            Notice::Fence(slot, incarnation) => {
+            Notice::Fence(slot, incarnation, _) => {
                 let done = Input::FenceDone { slot, incarnation, result: Ok(FenceMethod::Lease) };
                 self.later(1, i, Event::Input(Box::new(In::Cluster(done))));
             }

@@ -7,11 +7,14 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
+    io::{Read, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -76,6 +79,43 @@ pub struct Cluster {
     setup: Setup,
     good: bool,
     over: Arc<AtomicBool>,
+    /// Each host's newest daemon, noted while it is well: a broken one can make the process table hang.
+    pids: Arc<Mutex<BTreeMap<usize, i32>>>,
+}
+
+/// Ends a cluster's daemons when dropped, unless told that all went well: threads that wait in a mount then end, and so does a
+/// scope that waits for them.
+#[derive(Debug)]
+pub struct Rescue(Option<Arc<Mutex<BTreeMap<usize, i32>>>>);
+
+impl Rescue {
+    /// All went well.
+    pub fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Rescue {
+    fn drop(&mut self) {
+        if let Some(pids) = self.0.take() {
+            eprintln!("not well: killing the daemons");
+            kill_all(&pids);
+        }
+    }
+}
+
+/// Continues and kills them all.
+fn kill_all(pids: &Mutex<BTreeMap<usize, i32>>) {
+    for pid in pids.lock().map(|p| p.values().copied().collect::<Vec<_>>()).unwrap_or_default() {
+        kill_stopped(pid);
+    }
+}
+
+fn kill_stopped(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
+    }
 }
 
 impl Cluster {
@@ -100,8 +140,8 @@ impl Cluster {
         // short: a unix socket's path has room for 107 bytes
         let dir = std::env::temp_dir().join(format!("lt-{}-{}-{name}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(&dir)?;
-        let mut cluster = Self { server: None, hosts: Vec::new(), setup, good: false, over: Arc::default(), dir };
-        watch(cluster.dir.clone(), Arc::clone(&cluster.over));
+        let mut cluster = Self { server: None, hosts: Vec::new(), setup, good: false, over: Arc::default(), pids: Arc::default(), dir };
+        watch(cluster.dir.clone(), Arc::clone(&cluster.over), Arc::clone(&cluster.pids));
         File::create(cluster.lun_file())?.set_len(cluster.setup.bytes)?;
         cluster.start_server()?;
         Ok(cluster)
@@ -122,6 +162,25 @@ impl Cluster {
         let server = Server::start(self.setup.kind, &self.lun_file(), &self.dir.join("lun.sock"), &self.dir.join("serve.log"))?;
         self.server = Some(server);
         Ok(())
+    }
+
+    /// Takes the target (`luna serve`) away for a while: killed now, there again after `late`.
+    pub fn target_away(&mut self, late: Duration) -> Result {
+        let next = Server::start_late(&self.lun_file(), &self.dir.join("lun.sock"), &self.dir.join("serve.log"), late)?;
+        self.server = None;
+        self.server = Some(next);
+        Ok(())
+    }
+
+    /// The status of host `n`, asked without starting a program: see [`Server::start_late`].
+    pub fn ask_status(&self, n: usize) -> Result<serde_json::Value> {
+        let name = self.hosts[n].dir.display().to_string().trim_matches('/').replace('/', "-");
+        let mut stream = UnixStream::connect(format!("/run/luna/{name}.sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"status\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        serde_json::from_str(&text).with_context(|| format!("status is no JSON: {text}"))
     }
 
     /// Runs `luna` with `args`.
@@ -173,7 +232,20 @@ impl Cluster {
 
     /// Mounts host `n`.
     pub fn mount(&self, n: usize) -> Result {
-        self.try_mount(n)?.ok(&format!("mounting {}", self.hosts[n].name)).map(drop)
+        self.try_mount(n)?.ok(&format!("mounting {}", self.hosts[n].name))?;
+        let pid = self.daemon_pid(n)?;
+        let _ = self.pids.lock().map(|mut p| p.insert(n, pid));
+        Ok(())
+    }
+
+    /// For scopes with threads that use a mount: see [`Rescue`].
+    pub fn rescue(&self) -> Rescue {
+        Rescue(Some(Arc::clone(&self.pids)))
+    }
+
+    /// The daemon of host `n` as noted when it was mounted.
+    pub fn noted_pid(&self, n: usize) -> Result<i32> {
+        self.pids.lock().ok().and_then(|p| p.get(&n).copied()).context("that host was never mounted")
     }
 
     /// Runs a command made from [`Cluster::mount_command`].
@@ -188,16 +260,17 @@ impl Cluster {
 
     /// Kills the daemon of host `n` as a power cut would, and takes the dead mount out of the tree.
     pub fn kill(&mut self, n: usize) -> Result {
-        let pid = self.daemon_pid(n)?;
-        let pid = rustix::process::Pid::from_raw(pid).context("process 0")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        kill_stopped(self.daemon_pid(n)?);
+        let _ = self.pids.lock().map(|mut p| p.remove(&n));
         tool("umount", &["-l", &self.hosts[n].dir.display().to_string()]).map(drop)
     }
 
     /// Unmounts host `n` and waits until it has left.
     pub fn umount(&self, n: usize) -> Result {
         let dir = self.hosts[n].dir.display().to_string();
-        luna(&["umount", &dir])?.ok("umount").map(drop)
+        luna(&["umount", &dir])?.ok("umount")?;
+        let _ = self.pids.lock().map(|mut p| p.remove(&n));
+        Ok(())
     }
 
     /// Unmounts every mounted host.
@@ -261,7 +334,7 @@ fn daemons(dir: &str) -> Vec<i32> {
 }
 
 /// Kills the daemons below `dir` when the cluster outlives its time: whatever hangs in a mount then fails, and the test with it.
-fn watch(dir: PathBuf, over: Arc<AtomicBool>) {
+fn watch(dir: PathBuf, over: Arc<AtomicBool>, pids: Arc<Mutex<BTreeMap<usize, i32>>>) {
     std::thread::spawn(move || {
         let begin = Instant::now();
         while begin.elapsed() < LIFE {
@@ -271,10 +344,9 @@ fn watch(dir: PathBuf, over: Arc<AtomicBool>) {
             }
         }
         eprintln!("{}: still there after {} s; killing its daemons", dir.display(), LIFE.as_secs());
+        kill_all(&pids);
         for pid in daemons(&dir.display().to_string()) {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+            kill_stopped(pid);
         }
     });
 }
@@ -288,6 +360,10 @@ fn is_mounted(dir: &Path) -> bool {
 impl Drop for Cluster {
     fn drop(&mut self) {
         let keep = !self.good || std::env::var_os("LUNA_TEST_KEEP").is_some();
+        if !self.good {
+            // whatever is broken must not make what follows wait
+            kill_all(&self.pids);
+        }
         for n in 0..self.hosts.len() {
             if !self.is_mounted(n) {
                 continue;
@@ -297,10 +373,8 @@ impl Drop for Cluster {
             if let Ok(pid) = pid {
                 // it may be waiting for a target that is away
                 let gone = || !Path::new(&format!("/proc/{pid}")).exists();
-                if wait_until("daemon", Duration::from_secs(5), gone).is_err()
-                    && let Some(pid) = rustix::process::Pid::from_raw(pid)
-                {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                if wait_until("daemon", Duration::from_secs(5), gone).is_err() {
+                    kill_stopped(pid);
                 }
             }
         }

@@ -16,7 +16,7 @@ pub mod io;
 pub mod net;
 pub mod posix;
 
-pub use cluster::{Cluster, Host, Setup};
+pub use cluster::{Cluster, Host, Rescue, Setup};
 pub use proc::{Output, have, run, run_in, tool, wait_until};
 pub use server::{Kind, Server};
 

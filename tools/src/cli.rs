@@ -84,7 +84,8 @@ pub struct MountArgs {
     /// Where the other hosts reach this one; any address and a free port by default
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
-    /// Mount options, separated by commas: ro, discard, noatime, suid, dev, name=HOST, listen=ADDR:PORT, log=FILE ...
+    /// Mount options, separated by commas: ro, discard, noatime, suid, dev, name=HOST, listen=ADDR:PORT, log=FILE,
+    /// fence_cmd=PROGRAM (called with slot, host and incarnation of a dead host; exit 0 means that it is off) ...
     #[arg(short = 'o', value_name = "OPTS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Stay in the foreground

@@ -133,7 +133,8 @@ impl Core {
                 Some(Fencing::Failed(at)) if self.now < *at => return,
                 _ => {
                     self.fencing.insert((slot, s.incarnation), Fencing::Asked);
-                    return out.push(Output::Fence { slot, incarnation: s.incarnation });
+                    let at_target = self.watch.named_at_target(slot, s.incarnation);
+                    return out.push(Output::Fence { slot, incarnation: s.incarnation, at_target });
                 }
             }
         }

@@ -184,7 +184,7 @@ impl Core {
             };
             if ask && self.my_turn(slot, incarnation) {
                 self.fencing.insert(key, Fencing::Asked);
-                out.push(Output::Fence { slot, incarnation });
+                out.push(Output::Fence { slot, incarnation, at_target: self.watch.named_at_target(slot, incarnation) });
             }
         }
         if !self.m.all_fenced(&area) {

@@ -246,7 +246,7 @@ impl World {
                 assert!(v.epoch >= old, "epochs grow");
                 self.hosts[i].view = Some(v);
             }
-            Output::Fence { slot, incarnation } => {
+            Output::Fence { slot, incarnation, .. } => {
                 let fail = self.rng.chance(self.faults.fail_percent);
                 let result = if fail { Err("agent does not answer".to_owned()) } else { Ok(self.fence) };
                 let input = Box::new(Input::FenceDone { slot, incarnation, result });

@@ -159,11 +159,11 @@ impl Connection {
         queued.push(item.into());
     }
 
-    /// Sends what is queued, unless somebody else is at it. Never blocks.
-    fn pump(&self) -> Sent {
+    /// Sends what is queued, unless somebody else is at it or this host may send nothing now. Never blocks.
+    fn pump(&self, target: &Target) -> Sent {
         while self.unsent.load(Ordering::SeqCst) > 0 {
             let Some(mut sending) = self.sending.try_lock() else { return Sent::Done };
-            let sent = self.pump_locked(&mut sending);
+            let sent = self.pump_locked(&mut sending, target);
             drop(sending);
             // Whoever queued while we held the lock and found it taken relies on this second look.
             fence(Ordering::SeqCst);
@@ -174,8 +174,12 @@ impl Connection {
         Sent::Done
     }
 
-    fn pump_locked(&self, sending: &mut Sending) -> Sent {
+    fn pump_locked(&self, sending: &mut Sending, target: &Target) -> Sent {
         loop {
+            // The last look before the hand-over. What was let in and is not sent yet waits here; `idle` comes back to it.
+            if !target.may_send() {
+                return Sent::Full;
+            }
             if sending.first == sending.batch.len() {
                 sending.batch.clear();
                 sending.first = 0;
@@ -400,7 +404,7 @@ impl Inner {
     /// Nothing is there: sends what others left, looks a little longer if that pays, then sleeps a nap.
     fn idle(&self, held: &mut Held<'_>, wake: Option<BorrowedFd<'_>>) {
         for conn in &self.connections {
-            conn.pump();
+            conn.pump(&self.target);
         }
         let depth: usize = self.connections.iter().map(|conn| conn.inflight.load(Ordering::Relaxed)).sum();
         if depth <= SPIN_DEPTH && self.spin(held) {
@@ -415,7 +419,9 @@ impl Inner {
             return;
         }
         let streams: Vec<(Arc<Stream>, bool)> = (self.connections.iter().zip(held.iter()))
-            .filter_map(|(conn, slot)| slot.as_ref().map(|side| (Arc::clone(&side.stream), conn.unsent.load(Ordering::SeqCst) > 0)))
+            .filter_map(|(conn, slot)| {
+                slot.as_ref().map(|side| (Arc::clone(&side.stream), conn.unsent.load(Ordering::SeqCst) > 0 && self.target.may_send()))
+            })
             .collect();
         let watch: Vec<(&Stream, bool, bool)> = streams.iter().map(|(stream, output)| (&**stream, true, *output)).collect();
         let ready = match wake {
@@ -449,6 +455,10 @@ impl Inner {
 
     /// A nap passed without a byte: a server that is silent for too long counts as gone.
     fn silence(&self, held: &mut Held<'_>) {
+        if !self.target.may_send() {
+            // nobody asked it anything
+            return;
+        }
         for (conn, slot) in self.connections.iter().zip(held.iter_mut()) {
             let Some(side) = slot else { continue };
             let since = *side.silent_since.get_or_insert_with(Instant::now);
@@ -554,7 +564,7 @@ impl DataQueue for NbdQueue {
         let mut full = None;
         for conn in &inner.connections {
             let unsent = conn.unsent.load(Ordering::SeqCst);
-            if unsent > 0 && (unsent >= BATCH || !more()) && conn.pump() == Sent::Full {
+            if unsent > 0 && (unsent >= BATCH || !more()) && conn.pump(&inner.target) == Sent::Full {
                 full = Some(conn);
             }
         }
@@ -569,8 +579,12 @@ impl DataQueue for NbdQueue {
         if let Some(conn) = full {
             while conn.unsent.load(Ordering::SeqCst) > 0 && !conn.broken.load(Ordering::SeqCst) {
                 let Some(stream) = conn.sending.try_lock().map(|sending| Arc::clone(&sending.stream)) else { break };
-                let _ = Stream::wait(&[(&stream, false, true)], NAP);
-                conn.pump();
+                if inner.target.may_send() {
+                    let _ = Stream::wait(&[(&stream, false, true)], NAP);
+                } else {
+                    std::thread::sleep(NAP);
+                }
+                conn.pump(&inner.target);
             }
         }
     }
@@ -603,7 +617,7 @@ impl DataQueue for NbdQueue {
 
     fn kick(&self) {
         for conn in &self.inner.connections {
-            conn.pump();
+            conn.pump(&self.inner.target);
         }
     }
 }

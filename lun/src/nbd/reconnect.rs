@@ -108,6 +108,9 @@ impl Target {
                 Err(error @ LunError::Io { .. }) => error,
                 Err(error) => return Err(self.give_up(error)),
             };
+            if let Some(Err(error)) = self.options.gate.as_ref().filter(|gate| gate.is_shut()).map(|gate| gate.pass()) {
+                return Err(self.give_up(error));
+            }
             if Instant::now() + pause >= deadline {
                 let seconds = self.options.reconnect.as_secs();
                 return Err(self.give_up(LunError::Gone(format!(
@@ -176,7 +179,14 @@ impl Target {
 
     /// Whether a write may be sent again over a new connection.
     pub(crate) fn may_resend(&self) -> bool {
-        self.options.resend_ok.as_ref().is_none_or(|hook| hook())
+        // a lease that ran out while the target was away may come back: wait for the word
+        let member = self.options.gate.as_ref().is_none_or(|gate| gate.pass().is_ok());
+        member && self.options.resend_ok.as_ref().is_none_or(|hook| hook())
+    }
+
+    /// Whether requests may be handed to a socket now.
+    pub(crate) fn may_send(&self) -> bool {
+        self.options.gate.as_ref().is_none_or(|gate| gate.is_open())
     }
 
     /// The error of a write that may not be sent again.

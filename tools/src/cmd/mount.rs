@@ -56,6 +56,8 @@ pub struct Settings {
     pub listen: Option<String>,
     /// `log=`.
     pub log: Option<PathBuf>,
+    /// `fence_cmd=`: a program that switches a dead host off.
+    pub fence_cmd: Option<PathBuf>,
 }
 
 /// Reads the words of `-o`.
@@ -66,6 +68,7 @@ pub fn settings(options: &[String]) -> Result<Settings> {
             Some(("name", v)) => s.name = Some(v.into()),
             Some(("listen", v)) => s.listen = Some(v.into()),
             Some(("log", v)) => s.log = Some(v.into()),
+            Some(("fence_cmd", v)) => s.fence_cmd = Some(v.into()),
             Some((key, _)) if key.starts_with("x-") || key == "comment" => {}
             None => match word {
                 "ro" => s.read_only = true,
@@ -94,6 +97,9 @@ pub fn run(mut args: MountArgs) -> Result<()> {
         !name.chars().any(|c| c.is_control() || c.is_whitespace() || c == '#'),
         "'{name}' is no host name: blanks and '#' are not allowed"
     );
+    if let Some(program) = &settings.fence_cmd {
+        ensure!(program.is_absolute() && program.is_file(), "fence_cmd={}: give the absolute path of a program", program.display());
+    }
     if let Some(listen) = &settings.listen {
         listen.parse::<std::net::SocketAddr>().with_context(|| format!("'{listen}' is not ADDR:PORT"))?;
     }
@@ -206,6 +212,7 @@ fn start(args: &MountArgs, settings: &Settings) -> Result<luna_node::MountedHost
     options.discard = settings.discard;
     options.nosuid = !settings.suid;
     options.nodev = !settings.dev;
+    options.fence_cmd.clone_from(&settings.fence_cmd);
     luna_node::mount(options).with_context(|| format!("cannot mount {} on {}", args.lun, args.dir.display()))
 }
 

@@ -199,7 +199,7 @@ impl World {
             for name in ["local", "plain"] {
                 let _ = fs::remove_dir_all(self.dir.join(name));
             }
-            for name in ["lun.img", "lun.sock"] {
+            for name in ["lun.img", "lun.img.fence", "lun.sock"] {
                 let _ = fs::remove_file(self.dir.join(name));
             }
         }

@@ -1,0 +1,188 @@
+//! A host dies, or stops and wakes up as if nothing had happened: what the target does about it, and how long the others wait.
+//!
+//! Times are printed, not asserted: figures belong to a quiet machine. What is asserted is what must never happen.
+
+use anyhow::{Context, ensure};
+use luna_tests::{Cluster, Kind, Result, Setup, io, tool, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+fn signal(pid: i32, signal: Signal) -> Result {
+    kill_process(Pid::from_raw(pid).context("a process")?, signal)?;
+    Ok(())
+}
+
+/// Makes files one after the other, each synced; tells how many are promised. Ends with the first error.
+fn promise(dir: &Path, host: &str, promised: &AtomicU64) {
+    for n in 0.. {
+        let made = fs::File::create(dir.join(format!("{host}-{n}"))).and_then(|mut f| {
+            f.write_all(n.to_string().as_bytes())?;
+            f.sync_all()
+        });
+        if made.is_err() {
+            return;
+        }
+        promised.store(n + 1, Ordering::SeqCst);
+    }
+}
+
+/// The longest pause between two writes to a file of its own, in milliseconds, until told to stop.
+fn longest_pause(file: &fs::File, stop: &AtomicBool) -> Result<u128> {
+    let block = io::Aligned::pattern(4096, 1);
+    let mut longest = Duration::ZERO;
+    while !stop.load(Ordering::SeqCst) {
+        let begun = Instant::now();
+        file.write_all_at(block.bytes(), 0)?;
+        longest = longest.max(begun.elapsed());
+    }
+    Ok(longest.as_millis())
+}
+
+/// kill -9 in the middle of creates and fsyncs; the others go on in the same directory, everything promised is there.
+fn killed_while_writing(name: &str, kind: Kind) -> Result {
+    let c = Cluster::with(name, Setup { kind, ..Setup::default() })?;
+    fs::create_dir(c.path(0, "d"))?;
+    let other = io::direct(&c.path(0, "other"))?;
+    other.write_all_at(io::Aligned::pattern(4096, 1).bytes(), 0)?;
+    let (promised, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (first, pause) = std::thread::scope(|scope| -> Result<(Duration, u128)> {
+        let rescue = c.rescue();
+        let dir = c.path(2, "d");
+        let promised = &promised;
+        scope.spawn(move || promise(&dir, "c", promised));
+        wait_until("the victim writes", Duration::from_secs(20), || promised.load(Ordering::SeqCst) > 50)?;
+        let (other, stop) = (&other, &stop);
+        let pause = scope.spawn(move || longest_pause(other, stop));
+        let pid = c.daemon_pid(2)?;
+        signal(pid, Signal::KILL)?;
+        let begun = Instant::now();
+        fs::write(c.path(0, "d/after"), "x")?;
+        let first = begun.elapsed();
+        stop.store(true, Ordering::SeqCst);
+        let pause = pause.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        rescue.disarm();
+        Ok((first, pause))
+    })?;
+    let promised = promised.load(Ordering::SeqCst);
+    println!("{name}: first write in the victim's directory after {} ms; longest unrelated write {pause} ms", first.as_millis());
+    for n in 0..promised {
+        let got = fs::read_to_string(c.path(1, format!("d/c-{n}")))?;
+        ensure!(got == n.to_string(), "c-{n} was promised and holds '{got}'");
+    }
+    drop(other);
+    // nobody serves it any more
+    tool("umount", &["-l", &c.hosts[2].dir.display().to_string()])?;
+    c.mount(2)?;
+    ensure!(fs::read_dir(c.path(2, "d"))?.count() as u64 > promised, "the dead host is back and sees what it wrote");
+    c.finish()
+}
+
+#[test]
+fn killed_while_writing_at_a_target_that_fences() -> Result {
+    let c = Cluster::new("rung")?;
+    for n in 0..3 {
+        ensure!(c.status(n)?["rung"]["name"] == "target", "luna serve fences, and status says so: {}", c.status(n)?["rung"]);
+    }
+    c.finish()?;
+    killed_while_writing("kt", Kind::Luna)
+}
+
+#[test]
+fn killed_while_writing_at_a_target_that_does_not() -> Result {
+    killed_while_writing("kl", Kind::Nbdkit)
+}
+
+/// Stopped past its lease and continued: what it still has in its hands does not land, it says so to its programs, and it can come back.
+#[test]
+fn a_zombie_writes_nothing() -> Result {
+    let mut c = Cluster::new("zombie")?;
+    for n in 0..3 {
+        io::direct(&c.path(n, "f"))?.write_all_at(io::Aligned::pattern(65536, n as u64).bytes(), 0)?;
+    }
+    let (stop, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| -> Result {
+        let rescue = c.rescue();
+        let victim = io::direct(&c.path(2, "f"))?;
+        let (stop, failed) = (&stop, &failed);
+        for thread in 0..4u64 {
+            let victim = victim.try_clone()?;
+            scope.spawn(move || {
+                let block = io::Aligned::pattern(4096, 99);
+                while !stop.load(Ordering::SeqCst) {
+                    if victim.write_all_at(block.bytes(), thread * 4096).is_err() {
+                        failed.store(true, Ordering::SeqCst);
+                        return;
+                    }
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let pid = c.daemon_pid(2)?;
+        signal(pid, Signal::STOP)?;
+        let evicted = wait_until("the stopped host is evicted", Duration::from_secs(60), || {
+            c.ask_status(0).is_ok_and(|s| s["members"].as_array().is_some_and(|m| m.len() == 2))
+        });
+        // the others own the file now
+        let ours = io::direct(&c.path(0, "f")).and_then(|f| Ok(f.write_all_at(io::Aligned::pattern(65536, 7).bytes(), 0)?));
+        signal(pid, Signal::CONT)?;
+        evicted?;
+        ours?;
+        let heard = wait_until("its programs hear that it is out", Duration::from_secs(30), || failed.load(Ordering::SeqCst));
+        stop.store(true, Ordering::SeqCst);
+        heard?;
+        rescue.disarm();
+        Ok(())
+    })?;
+    io::expect(&io::direct(&c.path(1, "f"))?, 0, 65536, 7, "a stopped host's write landed after it was fenced")?;
+    c.kill(2)?;
+    c.mount(2)?;
+    io::expect(&io::direct(&c.path(2, "f"))?, 0, 65536, 7, "the host that came back")?;
+    c.finish()
+}
+
+/// The target is gone for longer than the lease: guests wait; it comes back: they go on, and nothing is lost.
+#[test]
+fn a_lease_lost_with_the_target_comes_back_with_it() -> Result {
+    let mut c = Cluster::with("away", Setup { hosts: 2, ..Setup::default() })?;
+    let files = [io::direct(&c.path(0, "a"))?, io::direct(&c.path(1, "b"))?];
+    for file in &files {
+        file.write_all_at(io::Aligned::pattern(4096, 1).bytes(), 0)?;
+        file.sync_all()?;
+    }
+    // past the lease on purpose: 12 s less the margin of 4
+    c.target_away(Duration::from_secs(14))?;
+    let written = AtomicU64::new(0);
+    std::thread::scope(|scope| -> Result {
+        let rescue = c.rescue();
+        for file in &files {
+            let written = &written;
+            scope.spawn(move || {
+                if file.write_all_at(io::Aligned::pattern(4096, 2).bytes(), 0).is_ok() && file.sync_all().is_ok() {
+                    written.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_secs(11));
+        for n in 0..2 {
+            let state = c.ask_status(n)?["state"].clone();
+            ensure!(state == "paused", "host {n} without a lease is {state}");
+        }
+        ensure!(written.load(Ordering::SeqCst) == 0, "a write was answered without a target");
+        wait_until("both hosts go on", Duration::from_secs(40), || written.load(Ordering::SeqCst) == 2)?;
+        rescue.disarm();
+        Ok(())
+    })?;
+    for (n, file) in files.iter().enumerate() {
+        io::expect(file, 0, 4096, 2, "after the pause")?;
+        ensure!(c.status(n)?["state"] == "member", "host {n} is a member again: {}", c.status(n)?["state"]);
+    }
+    drop(files);
+    c.finish()
+}
