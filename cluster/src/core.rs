@@ -338,6 +338,7 @@ impl Core {
             Input::PeerLink { slot, up } if slot < self.cfg.area.slots => self.watch.link(slot, up, self.now),
             Input::PeerLink { .. } => {}
             Input::Nudge => self.next_log_read = self.now,
+            Input::Stranger => (self.next_log_read, self.next_beats_read) = (self.now, self.now),
             Input::FenceDone { slot, incarnation, result } => self.fence_done(slot, incarnation, result, out),
             Input::ReplayDone { slot, incarnation, result } => self.replay_done(slot, incarnation, result, out),
             Input::NamedAtTarget => {

@@ -30,7 +30,8 @@
 //! | `Left`, `Refused` | the end |
 //! | `Log` | a line at info |
 //!
-//! Also: `PeerLink` when a TCP link comes up or is reset (not while it is merely slow), `Nudge` is delivered as a message.
+//! Also: `PeerLink` when a TCP link comes up or is reset (not while it is merely slow), `Nudge` is delivered as a message, `Stranger`
+//! when a caller's key can not be compared because its beat was not read yet.
 //! Leaving: `LeaveRequested`, then flush everything and close the journal, then `JournalClean`, then wait for `Left`.
 //! Two mounts on one machine need different names and different host ids.
 //!

@@ -225,6 +225,8 @@ pub enum Input {
     },
     /// Somebody says that the log grew.
     Nudge,
+    /// Somebody calls whose beat was not read yet, and waits for that: it may have joined, or written its first beat, just now.
+    Stranger,
     /// Answer to [`Output::Fence`].
     FenceDone {
         /// The slot.

@@ -1,13 +1,16 @@
-//! One TCP connection to a peer: a reader thread that hands every frame on, and a sender that never blocks its caller.
+//! One TCP connection to a peer, after its handshake: a reader that hands every frame on, and a sender that never blocks its
+//! caller.
 //!
-//! A send goes straight to the socket when the socket takes it (no hop); what it does not take waits for the connection's
-//! own writer thread. A connection that lets more than a bound wait, or stays silent longer than the kernel's user timeout,
-//! is closed. Not here: what frames mean, retries (see `link`).
+//! A send goes straight to the socket when the socket takes it (no hop); what it does not take waits for the connection's own
+//! writer thread. A connection that lets more than a bound wait, or stays silent longer than the kernel's user timeout, is
+//! closed. Invariant: bytes are sealed (see `noise`) and ordered under one mutex, so nonces reach the peer in order whoever
+//! writes. Not here: the handshake, what frames mean, retries (see `link`).
 
-use crate::wire::{self, Frame};
+use crate::noise::{Opener, Sealer};
+use crate::wire::{self, Frame, FrameRef};
 use parking_lot::{Condvar, Mutex};
 use rustix::net::{SendFlags, sockopt};
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,28 +18,47 @@ use std::time::Duration;
 
 /// Unsent bytes at which a connection is given up.
 const MAX_BACKLOG: usize = 64 << 20;
+/// Buffers of one that are larger are given back when they are empty.
+const KEPT: usize = 1 << 20;
 /// How long unacknowledged bytes may stay unanswered before the kernel drops the connection (part of the bound D).
 const USER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Sets no-delay, keepalive and the user timeout: on every socket, before anything is said on it.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(USER_TIMEOUT))?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT.as_millis() as u32)?;
+    Ok(())
+}
+
+/// What is on its way out.
+struct Outbox {
+    seal: Sealer,
+    /// A frame before it is sealed; kept for its memory.
+    plain: Vec<u8>,
+    /// Sealed bytes that no one has sent.
+    backlog: Vec<u8>,
+    /// Bytes that the writer thread is sending; while there are any, nobody else sends.
+    writing: usize,
+}
 
 /// A connection. Closing it (or the peer doing so) ends both threads.
 pub struct Conn {
     stream: TcpStream,
-    backlog: Mutex<Vec<u8>>,
+    out: Mutex<Outbox>,
     more: Condvar,
     closed: AtomicBool,
 }
 
 impl Conn {
-    /// Takes a connected socket; sets no-delay, keepalive and the user timeout.
-    pub fn new(stream: TcpStream) -> io::Result<Arc<Self>> {
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(USER_TIMEOUT))?;
-        sockopt::set_socket_keepalive(&stream, true)?;
-        sockopt::set_tcp_keepidle(&stream, Duration::from_secs(2))?;
-        sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(1))?;
-        sockopt::set_tcp_keepcnt(&stream, 3)?;
-        sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT.as_millis() as u32)?;
-        Ok(Arc::new(Self { stream, backlog: Mutex::new(Vec::new()), more: Condvar::new(), closed: AtomicBool::new(false) }))
+    /// Takes a tuned socket after its handshake.
+    pub fn new(stream: TcpStream, seal: Sealer) -> Arc<Self> {
+        let out = Outbox { seal, plain: Vec::new(), backlog: Vec::new(), writing: 0 };
+        Arc::new(Self { stream, out: Mutex::new(out), more: Condvar::new(), closed: AtomicBool::new(false) })
     }
 
     /// Starts the writer thread.
@@ -47,63 +69,80 @@ impl Conn {
     }
 
     /// Reads frames until the connection ends; `take` gets each.
-    pub fn read_loop(self: &Arc<Self>, mut take: impl FnMut(Frame)) -> io::Result<()> {
-        let mut r = BufReader::with_capacity(64 << 10, self.stream.try_clone()?);
+    pub fn read_loop(&self, open: &mut Opener, mut take: impl FnMut(Frame)) -> io::Result<()> {
+        let mut r = open.over(&self.stream);
         while !self.is_closed() {
             take(wire::read_frame(&mut r)?);
         }
         Ok(())
     }
 
-    /// The socket, for the handshake.
+    /// The socket.
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
 
     /// Queues a frame; sent at once when the socket takes it.
-    pub fn send(&self, f: &Frame) {
-        self.send_bytes(&wire::encode_frame(f));
+    pub fn send(&self, f: &FrameRef<'_>) {
+        if !self.is_closed() && !self.push(f) {
+            self.close();
+        }
     }
 
-    fn send_bytes(&self, bytes: &[u8]) {
-        if self.is_closed() {
-            return;
+    /// False when the connection is of no use any more.
+    fn push(&self, f: &FrameRef<'_>) -> bool {
+        let mut out = self.out.lock();
+        let Outbox { seal, plain, backlog, writing } = &mut *out;
+        plain.clear();
+        wire::frame_into(f, plain);
+        let alone = backlog.is_empty() && *writing == 0;
+        if !seal.seal(plain, backlog) {
+            return false;
         }
-        let mut backlog = self.backlog.lock();
-        let mut done = 0;
-        if backlog.is_empty() {
-            match rustix::net::send(&self.stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(n) => done = n,
+        if plain.capacity() > KEPT {
+            *plain = Vec::new();
+        }
+        if alone {
+            match rustix::net::send(&self.stream, backlog, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(n) if n == backlog.len() => backlog.clear(),
+                Ok(n) => drop(backlog.drain(..n)),
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-                Err(_) => return self.close(),
+                Err(_) => return false,
             }
         }
-        if done < bytes.len() {
-            backlog.extend_from_slice(&bytes[done..]);
-            if backlog.len() > MAX_BACKLOG {
-                return self.close();
-            }
+        if backlog.len() + *writing > MAX_BACKLOG {
+            return false;
+        }
+        if !backlog.is_empty() {
             self.more.notify_one();
+        } else if backlog.capacity() > KEPT {
+            *backlog = Vec::new();
         }
+        true
     }
 
     fn write_loop(&self) {
+        let mut chunk = Vec::new();
         loop {
-            // the bytes stay in the backlog while they are written, so that nobody overtakes them
-            let chunk = {
-                let mut b = self.backlog.lock();
-                while b.is_empty() && !self.is_closed() {
-                    self.more.wait(&mut b);
+            {
+                let mut out = self.out.lock();
+                out.writing = 0;
+                while out.backlog.is_empty() && !self.is_closed() {
+                    self.more.wait(&mut out);
                 }
                 if self.is_closed() {
                     return;
                 }
-                b[..b.len().min(1 << 20)].to_vec()
-            };
+                chunk.clear();
+                std::mem::swap(&mut chunk, &mut out.backlog);
+                out.writing = chunk.len();
+            }
             if (&self.stream).write_all(&chunk).is_err() {
                 return self.close();
             }
-            self.backlog.lock().drain(..chunk.len());
+            if chunk.capacity() > KEPT {
+                chunk = Vec::new();
+            }
         }
     }
 
@@ -111,6 +150,8 @@ impl Conn {
     pub fn close(&self) {
         if !self.closed.swap(true, Ordering::AcqRel) {
             let _ = self.stream.shutdown(Shutdown::Both);
+            // the writer is before its look at `closed`, or waits
+            drop(self.out.lock());
             self.more.notify_all();
         }
     }

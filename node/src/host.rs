@@ -180,7 +180,7 @@ impl Host {
         match o {
             Out::Send { to, packet } => peers.send(to, wire::encode_packet(&packet)),
             Out::SetMe(slot, incarnation) => peers.set_me(slot, incarnation),
-            Out::Learn(slot, incarnation, addresses) => peers.learn(slot, incarnation, &addresses),
+            Out::Learn(slot, incarnation, addresses, key) => peers.learn(slot, incarnation, &addresses, &key),
             Out::Forget(slot, incarnation) => peers.forget(slot, incarnation),
             _ => {}
         }
@@ -221,7 +221,7 @@ impl Events for Host {
     }
 
     fn stranger(&self, _: Slot) {
-        self.queue(In::Cluster(cluster::Input::Nudge));
+        self.queue(In::Cluster(cluster::Input::Stranger));
     }
 
     fn outsider(&self, payload: Vec<u8>) {

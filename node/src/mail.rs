@@ -2,11 +2,12 @@
 //!
 //! Each host writes a ring of numbered blocks that only it writes; whoever is addressed reads it. The ring is a lossy
 //! transport: a reader that falls behind misses blocks, and the link above (see `link`) sends again what was not
-//! acknowledged. The thread sleeps while every peer has TCP: then it costs nothing. Not here: who is a member.
+//! acknowledged. The thread sleeps while every peer has TCP: then it costs nothing. Who can write a ring is believed (it could as
+//! well write the volume), but nothing in it makes this host panic or allocate without bound. Not here: who is a member.
 
 use crate::host::Host;
 use crate::peers::Peers;
-use crate::wire::{self, Frame};
+use crate::wire::{self, Frame, FrameRef};
 use luna_format::cluster::{self as fc, MailHead};
 use luna_format::superblock::Superblock;
 use luna_format::{BLOCK_U64, Block, Incarnation, MAX_SLOTS, Slot, VolumeId};
@@ -24,6 +25,8 @@ const IDLE: Duration = Duration::from_millis(100);
 const BURST: usize = 24;
 /// What was not acknowledged for this long is mailed again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// The longest message in pieces that is collected: a tagged frame.
+const LONGEST: usize = 16 + 4 + wire::MAX_FRAME;
 
 /// What one round knows of a reader's or writer's ring.
 #[derive(Default)]
@@ -31,6 +34,32 @@ struct Box1 {
     incarnation: Incarnation,
     next: u64,
     partial: Vec<u8>,
+    /// The message in pieces is too long: it is thrown away up to its end.
+    skipping: bool,
+}
+
+impl Box1 {
+    /// Takes the frames of one block in and gives the messages that are whole.
+    fn collect(&mut self, me: Slot, head: &MailHead, frames: &[fc::Frame]) -> Vec<Vec<u8>> {
+        if self.incarnation != head.incarnation || self.next != head.number {
+            (self.partial, self.skipping) = (Vec::new(), false);
+            self.incarnation = head.incarnation;
+        }
+        self.next = head.number.saturating_add(1);
+        let mut whole = Vec::new();
+        for f in frames.iter().filter(|f| f.to == me) {
+            self.skipping |= self.partial.len() + f.bytes.len() > LONGEST;
+            if self.skipping {
+                self.partial = Vec::new();
+            } else {
+                self.partial.extend_from_slice(&f.bytes);
+            }
+            if !f.more && !std::mem::take(&mut self.skipping) {
+                whole.push(std::mem::take(&mut self.partial));
+            }
+        }
+        whole
+    }
 }
 
 #[derive(Default)]
@@ -88,7 +117,7 @@ impl Mail {
     }
 
     fn block_of(&self, slot: Slot, number: u64) -> u64 {
-        self.sb.mail_start + u64::from(slot) * self.sb.mail_blocks + number % self.sb.mail_blocks
+        self.sb.mail_start + u64::from(slot) * self.sb.mail_blocks + number % self.sb.mail_blocks.max(1)
     }
 
     /// Packs what is owed into blocks and writes them.
@@ -105,7 +134,7 @@ impl Mail {
                 // first time, or no answer: from the oldest on; an empty message carries the acknowledgement
                 s.since = Some(now);
                 s.upto = oldest.saturating_sub(1);
-                let ack = wire::encode_frame(&Frame::Ack(o.ack));
+                let ack = wire::encode_frame(&FrameRef::Ack(o.ack));
                 frames.extend(fc::frames_of(o.slot, &tagged(o.incarnation, self.me.1, &ack)));
             }
             for (seq, payload) in &o.messages {
@@ -116,7 +145,7 @@ impl Mail {
                     break;
                 }
                 s.upto = *seq;
-                let data = wire::encode_frame(&Frame::Data { seq: *seq, ack: o.ack, payload: payload.to_vec() });
+                let data = wire::encode_frame(&FrameRef::Data { seq: *seq, ack: o.ack, payload });
                 frames.extend(fc::frames_of(o.slot, &tagged(o.incarnation, self.me.1, &data)));
             }
         }
@@ -154,7 +183,7 @@ impl Mail {
     fn read_from(&self, slot: Slot, next: u64) -> luna_lun::Result<Vec<(MailHead, Vec<fc::Frame>)>> {
         let mut out = Vec::new();
         let mut b = Block::zeroed();
-        for number in next..next + self.sb.mail_blocks {
+        for number in next..next.saturating_add(self.sb.mail_blocks) {
             let at = self.block_of(slot, number);
             self.disk.read_at(&mut b.0, at * BLOCK_U64)?;
             match fc::read_mail(&b, self.volume, at, slot) {
@@ -183,19 +212,7 @@ impl Mail {
     }
 
     fn take(&mut self, slot: Slot, head: &MailHead, frames: &[fc::Frame]) {
-        let b = self.boxes.entry(slot).or_default();
-        if b.incarnation != head.incarnation || b.next != head.number {
-            b.partial.clear();
-            b.incarnation = head.incarnation;
-        }
-        b.next = head.number + 1;
-        let mut whole = Vec::new();
-        for f in frames.iter().filter(|f| f.to == self.me.0) {
-            b.partial.extend_from_slice(&f.bytes);
-            if !f.more {
-                whole.push(std::mem::take(&mut b.partial));
-            }
-        }
+        let whole = self.boxes.entry(slot).or_default().collect(self.me.0, head, frames);
         for m in whole {
             self.deliver(slot, &m);
         }
@@ -227,4 +244,31 @@ fn untagged(m: &[u8]) -> Option<(Incarnation, Incarnation, &[u8])> {
     let (to, rest) = m.split_first_chunk::<8>()?;
     let (from, frame) = rest.split_first_chunk::<8>()?;
     Some((u64::from_le_bytes(*to), u64::from_le_bytes(*from), frame))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pieces of a message without an end, numbers at the edge, and whatever bytes: bounded, no panic, and the next message is read.
+    #[test]
+    fn a_ring_of_lies_is_bounded() {
+        let mut b = Box1::default();
+        let mut head = MailHead::new_zeroed();
+        let piece = |more, n: usize| fc::Frame { to: 1, more, bytes: vec![5; n] };
+        for number in 1..=(LONGEST / (1 << 20) + 9) as u64 {
+            head.number = number;
+            assert!(b.collect(1, &head, &[piece(true, 1 << 20)]).is_empty());
+            assert!(b.partial.len() <= LONGEST);
+        }
+        assert!(b.skipping);
+        head.number += 1;
+        assert_eq!(b.collect(1, &head, &[piece(false, 3), piece(false, 2)]), [vec![5; 2]]);
+        head.number = u64::MAX;
+        assert_eq!(b.collect(1, &head, &[piece(false, 1)]).len(), 1);
+        assert_eq!(b.collect(1, &head, &[piece(false, 1)]).len(), 1);
+        for n in 0..20 {
+            assert_eq!(untagged(&vec![1; n]).is_some(), n >= 16);
+        }
+    }
 }

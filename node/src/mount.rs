@@ -9,6 +9,7 @@ use crate::error::NodeError;
 use crate::fence::{Ladder, Rung};
 use crate::host::{Host, In, Notice, now_ms};
 use crate::mail::Mail;
+use crate::noise::Keys;
 use crate::options::{self, MountOptions};
 use crate::peers::Peers;
 use crate::shell::{self, Area, Recovery};
@@ -158,6 +159,7 @@ fn start_cluster(
     listener: TcpListener,
 ) -> Result<Started, NodeError> {
     let addresses = options::announced(&listener).map_err(NodeError::system("finding this host's addresses"))?;
+    let keys = Keys::new(volume_id, &sb.link_secret).map_err(NodeError::system("making keys for the links"))?;
     let config = cluster::Config {
         area: cluster::Area::of(volume_id, &sb),
         timing: options.timing,
@@ -165,12 +167,12 @@ fn start_cluster(
         host_id: options::host_id(&options.name),
         nonce: fastrand::u64(1..),
         addresses,
-        link_key: [0; 32],
+        link_key: *keys.public(),
     };
     let (disk_tx, disk_rx) = unbounded();
     let (notice_tx, notice_rx) = unbounded();
     let host = Host::new(cluster::Core::new(config, fastrand::u64(..)), disk_tx, notice_tx);
-    let peers = Peers::new(volume_id, Arc::clone(&host) as _);
+    let peers = Peers::new(keys, Arc::clone(&host) as _);
     host.set_peers(Arc::clone(&peers));
     peers.listen(listener).map_err(NodeError::system("listening for peers"))?;
     let (area, guarded) = (Area::new(nameless.disk), Arc::<OnceLock<Arc<dyn Disk>>>::default());

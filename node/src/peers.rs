@@ -3,32 +3,37 @@
 //! Any host may dial any other; a second connection to the same peer replaces the first for sending and both are read, which
 //! is harmless because the links number what they carry. A peer without a connection for [`MAIL_AFTER`] is written to, and
 //! read from, through the mailbox on the LUN (see `mail`). Delivery is in order per peer: messages are handed on under the
-//! table's mutex, so [`Events`] must only enqueue. Not here: what messages mean, who is a member.
+//! table's mutex, so [`Events`] must only enqueue.
+//!
+//! Invariant: what is delivered as from a slot and incarnation came over a connection whose key is the one in that
+//! incarnation's beat (`noise` proves the key, [`Peers::learn`] names it), or out of that slot's mailbox. A caller whose beat
+//! was not read yet waits for it. Not here: what messages mean, who is a member.
 
 use crate::conn::Conn;
+use crate::door::{self, HANDSHAKE, Timed};
 use crate::link::{Arrival, Link};
-use crate::wire::{self, Frame, Hello, WIRE_VERSION};
-use luna_format::{Incarnation, Slot, VolumeId};
-use parking_lot::Mutex;
+use crate::noise::{self, Keys, LinkKey, Opener, Shaken};
+use crate::refusal::{Reason, Refusals, Refused};
+use crate::wire::{self, Frame, FrameRef, Hello, MAX_PAYLOAD, WIRE_VERSION};
+use luna_format::{Incarnation, Slot};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// A peer without TCP for this long gets its messages through the LUN.
 pub const MAIL_AFTER: Duration = Duration::from_millis(300);
-const HANDSHAKE: Duration = Duration::from_secs(3);
-const DIAL: Duration = Duration::from_secs(2);
 const REDIAL: Duration = Duration::from_millis(500);
 const KEEPALIVE: Duration = Duration::from_secs(1);
 /// A message that was not acknowledged for this long on a live connection is sent again.
 const RESEND: Duration = Duration::from_secs(2);
 /// Slot of a host that has none.
 const OUTSIDER: Slot = Slot::MAX;
-/// Connections being shaken hands with at once.
-const MAX_HANDSHAKES: u64 = 256;
+/// How long a host that has no slot yet may stay silent.
+const OUTSIDER_SILENCE: Duration = Duration::from_secs(12);
 
 /// What a link brings. Implementations only enqueue.
 pub trait Events: Send + Sync {
@@ -36,7 +41,7 @@ pub trait Events: Send + Sync {
     fn deliver(&self, from: Slot, incarnation: Incarnation, payload: Vec<u8>);
     /// A connection came up, or the last one to this peer went down.
     fn link(&self, slot: Slot, incarnation: Incarnation, up: bool);
-    /// Somebody we do not know as a member spoke to us: there may be news on the LUN.
+    /// Somebody called whose beat is not known, and waits: there may be news on the LUN.
     fn stranger(&self, slot: Slot);
     /// A message of a host that has no slot yet.
     fn outsider(&self, payload: Vec<u8>);
@@ -60,6 +65,8 @@ pub struct Outgoing {
 struct Peer {
     incarnation: Incarnation,
     addrs: Vec<String>,
+    /// From its beat; nothing is believed before it is known.
+    key: Option<LinkKey>,
     link: Link,
     conns: Vec<Arc<Conn>>,
     down_since: Instant,
@@ -98,34 +105,40 @@ pub struct Counters {
     pub sent: AtomicU64,
     /// Messages received.
     pub received: AtomicU64,
-    /// Connections refused at the handshake.
-    pub refused: AtomicU64,
+    /// Connections refused at the handshake or cut for what they brought.
+    pub refused: Refusals,
     /// Messages that went through the LUN.
     pub mailed: AtomicU64,
 }
 
+type Place = (Slot, Incarnation);
+type Table = BTreeMap<Slot, Peer>;
+
 /// The table.
 pub struct Peers {
-    volume: VolumeId,
-    me: Mutex<(Slot, Incarnation)>,
-    table: Mutex<BTreeMap<Slot, Peer>>,
+    keys: Keys,
+    me: Mutex<Place>,
+    table: Mutex<Table>,
+    /// A key became known, or nothing will any more.
+    learnt: Condvar,
     events: Arc<dyn Events>,
     stopping: AtomicBool,
-    handshakes: AtomicU64,
+    pub(crate) seats: door::Seats,
     /// What was carried.
     pub counters: Counters,
 }
 
 impl Peers {
     /// An empty table for a host that is not a member yet.
-    pub fn new(volume: VolumeId, events: Arc<dyn Events>) -> Arc<Self> {
+    pub fn new(keys: Keys, events: Arc<dyn Events>) -> Arc<Self> {
         Arc::new(Self {
-            volume,
+            keys,
             me: Mutex::new((OUTSIDER, 0)),
             table: Mutex::default(),
+            learnt: Condvar::new(),
             events,
             stopping: AtomicBool::new(false),
-            handshakes: AtomicU64::new(0),
+            seats: door::Seats::default(),
             counters: Counters::default(),
         })
     }
@@ -162,19 +175,29 @@ impl Peers {
     /// Accepts peers on `listener` until [`Self::stop`].
     pub fn listen(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let me = Arc::downgrade(self);
-        std::thread::Builder::new().name("luna-accept".into()).spawn(move || accept_loop(&me, &listener))?;
+        std::thread::Builder::new().name("luna-accept".into()).spawn(move || door::accept_loop(&me, &listener))?;
         Ok(())
     }
 
-    /// A peer exists, in this incarnation, at these addresses. An older incarnation's link is dropped.
-    pub fn learn(self: &Arc<Self>, slot: Slot, incarnation: Incarnation, addrs: &[String]) {
+    /// A peer exists, in this incarnation, at these addresses, with this key; no addresses and a key of zeroes say that its beat
+    /// was not read yet. An older incarnation's link is dropped.
+    pub fn learn(&self, slot: Slot, incarnation: Incarnation, addrs: &[String], key: &LinkKey) {
         if self.me.lock().0 == slot {
             return;
         }
         let mut table = self.table.lock();
         let peer = upsert(&mut table, slot, incarnation);
-        if peer.incarnation == incarnation && !addrs.is_empty() {
+        if peer.incarnation != incarnation {
+            return;
+        }
+        if !addrs.is_empty() {
             peer.addrs = addrs.to_vec();
+        }
+        if *key != [0; 32] && peer.key != Some(*key) {
+            // the LUN is right: whoever came in under another key is not this host
+            peer.conns.iter().for_each(|c| c.close());
+            peer.key = Some(*key);
+            self.learnt.notify_all();
         }
     }
 
@@ -192,6 +215,11 @@ impl Peers {
 
     /// Sends a message, now or when there is a way.
     pub fn send(&self, to: Slot, payload: Vec<u8>) {
+        if payload.len() > MAX_PAYLOAD {
+            // no peer would ever take it, and every connection would end over it
+            tracing::error!(slot = to, bytes = payload.len(), "a message that is too long was dropped");
+            return;
+        }
         let mut table = self.table.lock();
         let Some(p) = table.get_mut(&to) else {
             tracing::warn!(slot = to, "a message to a host that is not known was dropped");
@@ -203,7 +231,7 @@ impl Peers {
         if let Some(c) = p.conns.last() {
             p.sent = Instant::now();
             let ack = p.link.ack();
-            c.send(&Frame::Data { seq: n.seq, ack, payload: n.payload.to_vec() });
+            c.send(&FrameRef::Data { seq: n.seq, ack, payload: &n.payload });
         }
     }
 
@@ -251,6 +279,11 @@ impl Peers {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.retain(&|_, _| false);
+        self.learnt.notify_all();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
     }
 
     /// Periodic work: dials, acknowledges, keeps alive, sends again.
@@ -261,15 +294,18 @@ impl Peers {
             match p.conns.last().cloned() {
                 Some(c) => upkeep(p, &c, now),
                 None if !p.dialing && p.dial_at <= now && !p.addrs.is_empty() => {
-                    p.dialing = true;
-                    dial.push((*slot, p.incarnation, p.addrs.clone()));
+                    if let Some(key) = p.key {
+                        p.dialing = true;
+                        dial.push((*slot, p.incarnation, key, p.addrs.clone()));
+                    }
                 }
                 None => {}
             }
         }
-        for (slot, incarnation, addrs) in dial {
+        for (slot, incarnation, key, addrs) in dial {
             let me = Arc::clone(self);
-            let spawned = std::thread::Builder::new().name("luna-dial".into()).spawn(move || me.dial(slot, incarnation, &addrs));
+            let work = move || me.dial(slot, incarnation, &key, &addrs);
+            let spawned = std::thread::Builder::new().name("luna-dial".into()).spawn(work);
             if spawned.is_err() {
                 self.dialed(slot);
             }
@@ -283,57 +319,78 @@ impl Peers {
         }
     }
 
-    fn dial(self: &Arc<Self>, slot: Slot, incarnation: Incarnation, addrs: &[String]) {
-        let connected = addrs.iter().find_map(|a| connect(a).ok());
-        if let Some(stream) = connected
-            && let Err(e) = self.shake(stream, Some((slot, incarnation)))
-        {
-            tracing::debug!(slot, error = %e, "dialing a peer");
+    fn dial(self: &Arc<Self>, slot: Slot, incarnation: Incarnation, key: &LinkKey, addrs: &[String]) {
+        match door::knock(addrs) {
+            Ok(stream) => {
+                if let Err(r) = self.call(stream, slot, incarnation, key) {
+                    self.counters.refused.note(&r, &format_args!("slot {slot} at {}", addrs.join(" ")));
+                }
+            }
+            Err(e) => tracing::debug!(slot, error = %e, "dialing a peer"),
         }
         self.dialed(slot);
     }
 
-    fn hello(&self, to_slot: Slot, received: u64) -> Frame {
+    fn hello(&self, to_slot: Slot, received: u64) -> Hello {
         let (slot, incarnation) = *self.me.lock();
-        Frame::Hello(Hello { version: WIRE_VERSION, volume: self.volume, slot, incarnation, to_slot, received })
+        Hello { version: WIRE_VERSION, volume: self.keys.volume(), slot, incarnation, to_slot, received }
     }
 
-    /// Both sides say hello; then the connection belongs to the peer and a thread reads it.
-    fn shake(self: &Arc<Self>, stream: TcpStream, expect: Option<(Slot, Incarnation)>) -> io::Result<()> {
-        stream.set_read_timeout(Some(HANDSHAKE))?;
-        let conn = Conn::new(stream)?;
-        if let Some((slot, incarnation)) = expect {
-            conn.send(&self.hello(slot, self.received_of(slot, incarnation)));
-        }
-        let theirs = match wire::read_frame(&mut conn.stream())? {
-            Frame::Hello(h) => h,
-            _ => return Err(self.refuse("the first frame is no hello")),
+    /// Shakes hands with a peer that was dialed.
+    fn call(self: &Arc<Self>, stream: TcpStream, slot: Slot, incarnation: Incarnation, key: &LinkKey) -> Result<(), Refused> {
+        let mine = self.hello(slot, self.received_of(slot, incarnation));
+        let until = Instant::now() + HANDSHAKE;
+        let mut timed = Timed::new(&stream, until);
+        let meant = |theirs: &Hello, k: &LinkKey| {
+            let found = (theirs.slot, theirs.incarnation);
+            if found != (slot, incarnation) || theirs.to_slot != mine.slot {
+                // a host that restarted at the same address, most likely
+                return Err(Refused::new(Reason::Place, format!("{found:?} answered, {:?} was meant", (slot, incarnation))));
+            }
+            let wrong = || Refused::new(Reason::Key, format!("who answers says it is {found:?}, but its key is not in that beat"));
+            if k == key { Ok(()) } else { Err(wrong()) }
         };
-        let me = self.me.lock().0;
-        if theirs.version != WIRE_VERSION || theirs.volume != self.volume || theirs.to_slot != me {
-            return Err(self.refuse("another wire version, volume or slot"));
+        let mut shaken = noise::dial(&self.keys, &mut timed, &mine, meant)?;
+        // the peer's first frame says that it lets this host in (its beat was read there), and what it has by now
+        match wire::read_frame(&mut shaken.open.over(timed))? {
+            Frame::Ack(received) => shaken.theirs.received = received,
+            _ => return Err(Refused::new(Reason::Malformed, "the first frame is no acknowledgement")),
         }
-        if expect.is_some_and(|e| e != (theirs.slot, theirs.incarnation)) {
-            return Err(self.refuse("another host answered"));
-        }
-        if expect.is_none() {
-            conn.send(&self.hello(theirs.slot, self.received_of(theirs.slot, theirs.incarnation)));
-        }
-        conn.stream().set_read_timeout(None)?;
-        conn.start_writer()?;
-        let me = Arc::clone(self);
-        if theirs.slot == OUTSIDER {
-            std::thread::Builder::new().name("luna-outsider".into()).spawn(move || me.hear(&conn))?;
-            return Ok(());
-        }
-        self.attach(&theirs, &conn);
-        std::thread::Builder::new().name("luna-link-rx".into()).spawn(move || me.serve(&theirs, &conn))?;
-        Ok(())
+        self.establish(stream, shaken, (mine.slot, mine.incarnation), Instant::now())
     }
 
-    fn refuse(&self, why: &str) -> io::Error {
-        self.counters.refused.fetch_add(1, Ordering::Relaxed);
-        io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
+    /// Shakes hands with a caller.
+    pub(crate) fn greet(self: &Arc<Self>, stream: TcpStream) -> Result<(), Refused> {
+        let until = Instant::now() + HANDSHAKE;
+        let mut timed = Timed::new(&stream, until);
+        let heard = noise::hear(&self.keys, &mut timed)?;
+        let (slot, incarnation, wanted) = (heard.claim.slot, heard.claim.incarnation, heard.claim.to_slot);
+        let me = *self.me.lock();
+        if wanted != me.0 || slot == me.0 || me.0 == OUTSIDER {
+            return Err(Refused::new(Reason::Place, format!("slot {slot} wants slot {wanted}; this host has {}", me.0)));
+        }
+        let shaken = heard.answer(&mut timed, &self.hello(slot, self.received_of(slot, incarnation)))?;
+        if slot == OUTSIDER {
+            return self.hear(stream, shaken);
+        }
+        self.establish(stream, shaken, me, until)
+    }
+
+    /// A connection whose handshake is done, in which this host said that it is `me`: it belongs to the peer, and a thread reads it.
+    fn establish(self: &Arc<Self>, stream: TcpStream, shaken: Shaken, me: Place, until: Instant) -> Result<(), Refused> {
+        let Shaken { theirs, key, seal, mut open } = shaken;
+        stream.set_read_timeout(None)?;
+        let conn = Conn::new(stream, seal);
+        conn.start_writer()?;
+        self.attach(me, &theirs, &key, &conn, until).inspect_err(|_| conn.close())?;
+        let (me, reader) = (Arc::clone(self), Arc::clone(&conn));
+        let (slot, incarnation) = (theirs.slot, theirs.incarnation);
+        let read = move || me.serve(&theirs, &reader, &mut open);
+        if let Err(e) = std::thread::Builder::new().name("luna-link-rx".into()).spawn(read) {
+            self.detach(slot, incarnation, &conn);
+            return Err(e.into());
+        }
+        Ok(())
     }
 
     /// What is known of an older incarnation says nothing about this one: its first messages would count as received and be
@@ -342,18 +399,43 @@ impl Peers {
         self.table.lock().get(&slot).filter(|p| p.incarnation == incarnation).map_or(0, |p| p.link.received())
     }
 
-    fn attach(self: &Arc<Self>, theirs: &Hello, conn: &Arc<Conn>) {
-        tracing::debug!(slot = theirs.slot, received = theirs.received, "link up");
-        let mut table = self.table.lock();
-        let known = table.contains_key(&theirs.slot);
-        let p = upsert(&mut table, theirs.slot, theirs.incarnation);
-        if p.incarnation != theirs.incarnation {
-            return conn.close();
+    /// Waits until `until` for the table to say whether this key is the peer's.
+    fn admit(&self, table: &mut MutexGuard<'_, Table>, theirs: &Hello, key: &LinkKey, until: Instant) -> Result<(), Refused> {
+        let mut asked = false;
+        loop {
+            match verdict(table.get(&theirs.slot), theirs, key) {
+                Some(v) => return v,
+                None if self.is_stopping() => return Err(Refused::new(Reason::Closed, "this host is leaving")),
+                None if Instant::now() >= until => {
+                    let text = format!("no beat of slot {} incarnation {} was seen", theirs.slot, theirs.incarnation);
+                    return Err(Refused::new(Reason::Unknown, text));
+                }
+                None if asked => drop(self.learnt.wait_until(table, until)),
+                None => {
+                    asked = true;
+                    self.events.stranger(theirs.slot);
+                    MutexGuard::unlocked(table, || self.events.kick());
+                }
+            }
         }
+    }
+
+    fn attach(&self, said: Place, theirs: &Hello, key: &LinkKey, conn: &Arc<Conn>, until: Instant) -> Result<(), Refused> {
+        let me = self.me.lock();
+        if *me != said {
+            // the peer would take what comes over this connection for an outsider's
+            return Err(Refused::new(Reason::Place, "this host got its place in the middle of the handshake"));
+        }
+        let mut table = self.table.lock();
+        drop(me);
+        self.admit(&mut table, theirs, key, until)?;
+        let Some(p) = table.get_mut(&theirs.slot) else { return Ok(()) };
+        tracing::debug!(slot = theirs.slot, received = theirs.received, "link up");
         p.link.acked(theirs.received);
         let ack = p.link.ack();
+        conn.send(&FrameRef::Ack(ack));
         for n in p.link.unacked() {
-            conn.send(&Frame::Data { seq: n.seq, ack, payload: n.payload.to_vec() });
+            conn.send(&FrameRef::Data { seq: n.seq, ack, payload: &n.payload });
         }
         p.heard = Instant::now();
         p.sent = p.heard;
@@ -361,36 +443,49 @@ impl Peers {
         if p.conns.len() == 1 {
             self.events.link(theirs.slot, theirs.incarnation, true);
         }
-        if !known {
-            self.events.stranger(theirs.slot);
-        }
         drop(table);
         self.events.kick();
+        Ok(())
     }
 
-    /// Reads a host that is not a member yet.
-    fn hear(self: &Arc<Self>, conn: &Arc<Conn>) {
-        let _ = conn.stream().set_read_timeout(Some(HANDSHAKE * 4));
-        let _ = conn.read_loop(|f| {
-            if let Frame::Data { payload, .. } = f {
+    /// Reads a host that is not a member yet, on the thread of its handshake (of which there are not many). Who it is nobody
+    /// knows; all it can say is that it wants to come in, and a member it becomes through the LUN.
+    fn hear(&self, stream: TcpStream, shaken: Shaken) -> Result<(), Refused> {
+        let Shaken { seal, mut open, .. } = shaken;
+        stream.set_read_timeout(Some(OUTSIDER_SILENCE))?;
+        let conn = Conn::new(stream, seal);
+        conn.send(&FrameRef::Ack(0));
+        let ended = conn.read_loop(&mut open, |f| {
+            if self.is_stopping() {
+                conn.close();
+            } else if let Frame::Data { payload, .. } = f {
                 self.events.outsider(payload);
                 self.events.kick();
             }
         });
         conn.close();
+        ended.or_else(told)
     }
 
-    fn serve(self: &Arc<Self>, theirs: &Hello, conn: &Arc<Conn>) {
-        let ended = conn.read_loop(|f| self.frame(theirs, conn, f));
+    fn serve(&self, theirs: &Hello, conn: &Arc<Conn>, open: &mut Opener) {
+        let ended = conn.read_loop(open, |f| self.frame(theirs, conn, f));
+        tracing::debug!(slot = theirs.slot, ended = ?ended.as_ref().err(), "a peer's connection ended");
+        if let Err(r) = ended.or_else(told) {
+            self.counters.refused.note(&r, &format_args!("slot {} incarnation {}", theirs.slot, theirs.incarnation));
+        }
+        self.detach(theirs.slot, theirs.incarnation, conn);
+    }
+
+    /// A connection of a peer is over.
+    fn detach(&self, slot: Slot, incarnation: Incarnation, conn: &Arc<Conn>) {
         conn.close();
-        tracing::debug!(slot = theirs.slot, ended = ?ended.err(), "a peer's connection ended");
         let mut table = self.table.lock();
-        if let Some(p) = table.get_mut(&theirs.slot).filter(|p| p.incarnation == theirs.incarnation) {
+        if let Some(p) = table.get_mut(&slot).filter(|p| p.incarnation == incarnation) {
             p.conns.retain(|c| !Arc::ptr_eq(c, conn));
             if p.conns.is_empty() {
                 p.down_since = Instant::now();
                 p.dial_at = p.down_since;
-                self.events.link(theirs.slot, theirs.incarnation, false);
+                self.events.link(slot, incarnation, false);
             }
         }
         drop(table);
@@ -414,7 +509,7 @@ impl Peers {
                 }
                 if p.link.ack_due() >= 64 {
                     let ack = p.link.ack();
-                    conn.send(&Frame::Ack(ack));
+                    conn.send(&FrameRef::Ack(ack));
                 }
             }
         }
@@ -423,7 +518,25 @@ impl Peers {
     }
 }
 
-fn upsert(table: &mut BTreeMap<Slot, Peer>, slot: Slot, incarnation: Incarnation) -> &mut Peer {
+/// Whether the table knows who says `theirs` with this key: yes, no, or not yet.
+fn verdict(p: Option<&Peer>, theirs: &Hello, key: &LinkKey) -> Option<Result<(), Refused>> {
+    let p = p?;
+    let who = format_args!("slot {} incarnation {}", theirs.slot, theirs.incarnation);
+    if p.incarnation > theirs.incarnation {
+        return Some(Err(Refused::new(Reason::Stale, format!("{who} is over, {} is there", p.incarnation))));
+    }
+    let known = p.key.filter(|_| p.incarnation == theirs.incarnation)?;
+    let wrong = || Refused::new(Reason::Key, format!("somebody with another key says it is {who}"));
+    Some(if known == *key { Ok(()) } else { Err(wrong()) })
+}
+
+/// How a connection ended, if it was for what came over it.
+fn told(e: io::Error) -> Result<(), Refused> {
+    let r = Refused::from(e);
+    if matches!(r.reason, Reason::Closed | Reason::Timeout) { Ok(()) } else { Err(r) }
+}
+
+fn upsert(table: &mut Table, slot: Slot, incarnation: Incarnation) -> &mut Peer {
     if table.get(&slot).is_some_and(|p| p.incarnation < incarnation)
         && let Some(old) = table.remove(&slot)
     {
@@ -434,6 +547,7 @@ fn upsert(table: &mut BTreeMap<Slot, Peer>, slot: Slot, incarnation: Incarnation
         Peer {
             incarnation,
             addrs: Vec::new(),
+            key: None,
             link: Link::default(),
             conns: Vec::new(),
             down_since: now,
@@ -450,7 +564,7 @@ fn upsert(table: &mut BTreeMap<Slot, Peer>, slot: Slot, incarnation: Incarnation
 fn upkeep(p: &mut Peer, c: &Arc<Conn>, now: Instant) {
     if p.link.ack_due() > 0 || now.duration_since(p.sent) > KEEPALIVE {
         let ack = p.link.ack();
-        c.send(&Frame::Ack(ack));
+        c.send(&FrameRef::Ack(ack));
         p.sent = now;
     }
     let oldest = p.link.oldest_unacked();
@@ -460,58 +574,10 @@ fn upkeep(p: &mut Peer, c: &Arc<Conn>, now: Instant) {
         p.progress.1 = now;
         let ack = p.link.ack();
         for n in p.link.unacked() {
-            c.send(&Frame::Data { seq: n.seq, ack, payload: n.payload.to_vec() });
+            c.send(&FrameRef::Data { seq: n.seq, ack, payload: &n.payload });
         }
     }
     if now.duration_since(p.heard) > KEEPALIVE * 4 {
         c.close();
     }
-}
-
-fn connect(addr: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
-    for a in addr.to_socket_addrs()?.take(4) {
-        match TcpStream::connect_timeout(&a as &SocketAddr, DIAL) {
-            Ok(s) => return Ok(s),
-            Err(e) => last = e,
-        }
-    }
-    Err(last)
-}
-
-fn accept_loop(me: &Weak<Peers>, listener: &TcpListener) {
-    let _ = listener.set_nonblocking(true);
-    loop {
-        let Some(peers) = me.upgrade().filter(|p| !p.stopping.load(Ordering::Acquire)) else { return };
-        match listener.accept() {
-            Ok((stream, _)) => {
-                let _ = stream.set_nonblocking(false);
-                if peers.handshakes.fetch_add(1, Ordering::AcqRel) >= MAX_HANDSHAKES {
-                    peers.handshakes.fetch_sub(1, Ordering::AcqRel);
-                    continue;
-                }
-                let theirs = Arc::clone(&peers);
-                let spawned = std::thread::Builder::new().name("luna-hello".into()).spawn(move || {
-                    if let Err(e) = theirs.shake(stream, None) {
-                        tracing::debug!(error = %e, "a connection was refused");
-                    }
-                    theirs.handshakes.fetch_sub(1, Ordering::AcqRel);
-                });
-                if spawned.is_err() {
-                    peers.handshakes.fetch_sub(1, Ordering::AcqRel);
-                }
-            }
-            Err(_) => {
-                drop(peers);
-                wait_readable(listener);
-            }
-        }
-    }
-}
-
-/// Sleeps until somebody knocks, at most 200 ms.
-fn wait_readable(listener: &TcpListener) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::new(listener, PollFlags::IN)];
-    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 200_000_000 }));
 }

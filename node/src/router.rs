@@ -77,8 +77,8 @@ pub enum Out {
     },
     /// The links: this is our place; what was said as an outsider is forgotten.
     SetMe(Slot, Incarnation),
-    /// The links: this peer is there.
-    Learn(Slot, Incarnation, Vec<String>),
+    /// The links: this peer is there, at these addresses, with this key (see `Peers::learn`).
+    Learn(Slot, Incarnation, Vec<String>, [u8; 32]),
     /// The links: this incarnation of a peer is over.
     Forget(Slot, Incarnation),
     /// The lock cache: granted.
@@ -251,7 +251,7 @@ impl Router {
 
     /// A view: the links follow it at once, the lock manager only when the members changed.
     fn enter(&mut self, now_ms: u64, v: cluster::View, out: &mut Vec<Out>) {
-        out.extend(v.members.iter().map(|m| Out::Learn(m.slot, m.incarnation, m.addresses.clone())));
+        out.extend(v.members.iter().map(|m| Out::Learn(m.slot, m.incarnation, m.addresses.clone(), m.link_key)));
         for old in self.view.iter().flat_map(|v| &v.members) {
             if !v.members.iter().any(|m| (m.slot, m.incarnation) == (old.slot, old.incarnation)) {
                 out.push(Out::Forget(old.slot, old.incarnation));
@@ -273,7 +273,7 @@ impl Router {
     /// A host that is not a member gets no views: it finds whom it asks to be let in through that member's beat.
     fn look_up(&self, slot: Slot, out: &mut Vec<Out>) {
         let v = self.cluster.view();
-        out.extend(v.members.iter().filter(|m| m.slot == slot).map(|m| Out::Learn(m.slot, m.incarnation, m.addresses.clone())));
+        out.extend(v.members.iter().filter(|m| m.slot == slot).map(|m| Out::Learn(m.slot, m.incarnation, m.addresses.clone(), m.link_key)));
     }
 }
 

@@ -87,7 +87,7 @@ fn counters(site: &Site, v: &luna_fs::Volume, blocks: usize, dirty: usize) -> Va
         "meta_blocks": blocks, "meta_dirty": dirty, "runs": v.runs.load(Relaxed), "restarts": v.restarts.load(Relaxed),
         "lock_requests": c.requests, "lock_grants": c.grants, "lock_basts": c.basts, "lock_come_downs": c.come_downs, "lock_waits": c.waits,
         "messages_sent": p.sent.load(Relaxed), "messages_received": p.received.load(Relaxed), "messages_mailed": p.mailed.load(Relaxed),
-        "links_refused": p.refused.load(Relaxed), "garbage": site.host.garbage.load(Relaxed),
+        "links_refused": p.refused.total(), "links_refused_by": p.refused.by_name(), "garbage": site.host.garbage.load(Relaxed),
     });
     let (lock_epoch, lock_open, lock_view_ms) = site.host.look(|_, d, _| d.map_or((0, false, 0), luna_dlm::Core::status));
     out["lock_epoch"] = json!(lock_epoch);

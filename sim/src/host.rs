@@ -162,7 +162,7 @@ impl World {
                     p.place = Some((slot, incarnation));
                 }
             }
-            Out::Learn(slot, incarnation, addresses) => self.learn(i, slot, incarnation, &addresses),
+            Out::Learn(slot, incarnation, addresses, _) => self.learn(i, slot, incarnation, &addresses),
             Out::Forget(slot, incarnation) => self.forget(i, slot, incarnation),
             Out::LocksGranted(name, mode, _) => return self.locks_granted(i, name, mode),
             Out::LocksDenied(name, mode) => return self.locks_denied(i, name, mode),

@@ -3,7 +3,8 @@
 //! The rules of `node::peers` (dial, hello, attach, acknowledge, send again, close when silent, mail after a while) are repeated
 //! here around the real [`Link`], because `peers` owns sockets and threads. A connection delivers in order with a delay;
 //! while its pair is cut, what is sent on it is lost; it may be reset, with everything in flight; now and then a frame comes
-//! twice. Several connections may exist between two hosts at once (both dialed).
+//! twice. Several connections may exist between two hosts at once (both dialed). Everybody is who it says it is: keys, and the wait
+//! of a caller whose beat was not read yet, are left out.
 
 use crate::Broken;
 use crate::host::Process;
