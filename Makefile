@@ -6,7 +6,7 @@
 #   make lint     format, clippy, docs; make fix repairs what can be repaired by a machine
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
-.PHONY: demo test bench soak lint fix build deny setup-% install
+.PHONY: demo test bench soak model-large lint fix build deny setup-% install
 
 setup-%:
 	@tests/setup.sh $*
@@ -49,6 +49,10 @@ ROUNDS ?= 20
 soak: setup-test
 	cargo build --locked -p luna
 	for i in $$(seq $(ROUNDS)); do echo "round $$i"; LUNA_BIN=$(CURDIR)/target/debug/luna cargo nextest run -p luna-tests --locked || exit 1; done
+
+# The models of the protocol at larger sizes (the small ones are in test). A minute and a few gigabytes.
+model-large: setup-build
+	cargo run --release --locked -q -p luna-model -- --large
 
 # Puts the binary, its helper links for mount(8), mkfs(8) and fsck(8), and the man pages below PREFIX.
 PREFIX ?= /usr/local
