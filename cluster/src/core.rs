@@ -240,6 +240,15 @@ impl Core {
         }
     }
 
+    /// Until when this host may act on the volume's blocks for others (replay): as a member, or by a claim that holds.
+    pub fn acts_until(&self) -> Option<Ms> {
+        match self.phase {
+            Phase::Claimed(..) => Some(self.beat_ok? + self.cfg.timing.act_ms()),
+            Phase::Member => self.active_until(),
+            _ => None,
+        }
+    }
+
     /// Slot and incarnation, once a member.
     pub fn me(&self) -> Option<(Slot, Incarnation)> {
         self.me

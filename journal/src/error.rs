@@ -90,6 +90,22 @@ pub enum JournalError {
         /// A later record that is whole.
         later: u64,
     },
+    /// A home block is torn, and whether somebody is writing it right now was not found out.
+    #[error("journal of slot {slot}: block {block} reads as torn and may be being written; it is looked at again")]
+    Unsettled {
+        /// The slot.
+        slot: Slot,
+        /// The home block.
+        block: BlockNo,
+    },
+    /// Somebody else replayed this journal, or uses it already.
+    #[error("journal of slot {slot} was replayed by somebody else meanwhile (incarnation {incarnation} is next); nothing was changed")]
+    Overtaken {
+        /// The slot.
+        slot: Slot,
+        /// In the header now.
+        incarnation: Incarnation,
+    },
     /// An image that does not name its own home, or lies outside the volume.
     #[error("journal of slot {slot}: an image for block {block} is not a sealed metadata block of that address [J02]")]
     BadImage {

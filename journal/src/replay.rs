@@ -4,9 +4,16 @@
 //! checksum of each image and the chain checksum all hold; the first that does not is the end. If a *later* record of the same
 //! incarnation is whole, the end is damage, not a torn tail, and `apply` refuses until told otherwise ([`Plan::accept_gap`]).
 //!
-//! Invariant: a home block is written iff it is torn (it does not even name itself) or its version is smaller than the
-//! image's; so replay is the maximum over versions: idempotent, restartable. Not here: who may be replayed (a
-//! [`ReplayProof`] is given), whose locks are held (the caller's skip list, rule R6).
+//! Invariant: a home block is written iff it is torn for good (it does not even name itself, and nobody is writing it) or its
+//! version is smaller than the image's; so replay is the maximum over versions: idempotent, restartable.
+//!
+//! **Torn for good** needs care: the log keeps images of blocks whose lock was given back long ago, and a block that a live host is
+//! writing at this moment reads as torn where the LUN is atomic only by sectors. Writing an old image over it would lose what that
+//! host acknowledged. So [`Plan::settle`] looks at torn blocks again until they are whole or longer than a request lives, and
+//! `apply` writes no other torn block. Journals are replayed one at a time (the membership core sees to that), because of two dead
+//! hosts' images of one torn block the newer must win. `docs/recovery.md` has the proof, `docs/model.md` the counterexamples.
+//!
+//! Not here: who may be replayed (a [`ReplayProof`] is given), whose locks are held (the caller's skip list, rule R6).
 
 use crate::layout::{Region, chain_on, crc};
 use crate::writer::write_header;
@@ -14,7 +21,7 @@ use crate::{JournalError, ReplayProof, Result};
 use luna_format::journal::{Descriptor, ENTRIES_AT, ImageEntry, JournalHeader, MAX_IMAGES, STATE_CLEAN, STATE_DIRTY};
 use luna_format::{BLOCK_BYTES, BLOCK_U64, Block, BlockNo, Expect, HEADER_BYTES, Incarnation, Kind, Slot, VolumeId, open, peek};
 use luna_lun::{Disk, Durability};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Blocks read ahead while following the log.
@@ -46,6 +53,10 @@ pub struct Plan {
     end: u64,
     gap: Option<Gap>,
     gap_accepted: bool,
+    /// Home blocks that are torn and that nobody is writing.
+    torn: BTreeSet<BlockNo>,
+    /// Nobody else uses the volume: whatever is torn is torn for good.
+    alone: bool,
 }
 
 /// What replay did.
@@ -106,6 +117,8 @@ pub fn plan(disk: &dyn Disk, volume: VolumeId, region: (BlockNo, u64), slot: Slo
         end: header.tail,
         gap: None,
         gap_accepted: false,
+        torn: BTreeSet::new(),
+        alone: proof == ReplayProof::FirstMount,
     };
     if dirty {
         let mut log = Log { disk, region, start: 0, window: Vec::new() };
@@ -146,6 +159,37 @@ impl Plan {
         self.gap_accepted = true;
     }
 
+    /// Finds the home blocks that are torn for good: looks at the torn ones again for as long as `again` says so, which must be
+    /// longer than a request to the LUN lives (it may sleep). Answers how many there are. Before [`Self::apply`] unless nobody else
+    /// uses the volume.
+    pub fn settle(&mut self, disk: &dyn Disk, again: &mut dyn FnMut() -> bool) -> Result<u64> {
+        let mut torn: BTreeSet<BlockNo> = self.images.keys().copied().collect();
+        loop {
+            let mut still = BTreeSet::new();
+            for block in torn {
+                if self.home_version(disk, block)?.is_none() {
+                    still.insert(block);
+                }
+            }
+            torn = still;
+            if torn.is_empty() || !again() {
+                break;
+            }
+        }
+        self.torn = torn;
+        Ok(self.torn.len() as u64)
+    }
+
+    /// The version of what is at home, 0 when nothing was ever written there (metadata segments are zeroed before use, and a lock is
+    /// given back only after its blocks are home, so nobody but the owner of this log could be writing it); `None` when it is torn.
+    fn home_version(&self, disk: &dyn Disk, block: BlockNo) -> Result<Option<u64>> {
+        let mut home = Block::zeroed();
+        let lun = |source| JournalError::Lun { slot: self.region.slot, what: "reading a home block", source };
+        disk.read_at(&mut home.0, block * BLOCK_U64).map_err(lun)?;
+        let empty = || home.0.iter().all(|b| *b == 0).then_some(0);
+        Ok(peek(&home, &self.region.volume, block).ok().map(|h| h.version).or_else(empty))
+    }
+
     /// Puts the images in place, flushes, marks the journal clean for the next incarnation. `skip` names blocks whose lock a
     /// live host holds (R6). May be repeated, also after it was interrupted.
     pub fn apply(&self, disk: &dyn Disk, skip: &dyn Fn(BlockNo) -> bool) -> Result<Report> {
@@ -155,20 +199,19 @@ impl Plan {
         }
         let lun = |what| move |source| JournalError::Lun { slot, what, source };
         let mut report = Report { records: self.records, images: self.images.len() as u64, ..Report::default() };
-        let mut home = Block::zeroed();
         for (&block, image) in &self.images {
             if skip(block) {
                 report.skipped += 1;
                 continue;
             }
-            disk.read_at(&mut home.0, block * BLOCK_U64).map_err(lun("reading a home block"))?;
-            match peek(&home, &self.region.volume, block) {
-                Ok(h) if h.version >= image.header().version => {
+            match self.home_version(disk, block)? {
+                Some(version) if version >= image.header().version => {
                     report.current += 1;
                     continue;
                 }
-                Ok(_) => {}
-                Err(_) => report.torn += 1,
+                Some(_) => {}
+                None if self.alone || self.torn.contains(&block) => report.torn += 1,
+                None => return Err(JournalError::Unsettled { slot, block }),
             }
             disk.write_at(&image.0, block * BLOCK_U64, Durability::Plain).map_err(lun("writing a home block"))?;
             report.written += 1;
@@ -187,6 +230,14 @@ impl Plan {
         (h.incarnation, h.state, h.tail) = (self.next_incarnation, STATE_CLEAN, self.end);
         // one more than the record that may be lying there torn
         h.tail_sequence = self.header.tail_sequence + self.records + u64::from(!self.is_clean());
+        // a recoverer that slept while another one finished must not touch the log of who uses it now
+        let (version, now) = read_header(disk, &self.region)?;
+        if version != self.version {
+            if now.state == STATE_CLEAN && now.incarnation == self.next_incarnation {
+                return Ok(());
+            }
+            return Err(JournalError::Overtaken { slot: self.region.slot, incarnation: now.incarnation });
+        }
         write_header(disk, &self.region, &h, self.version + 1)
     }
 

@@ -145,9 +145,14 @@ impl Gate {
         }
     }
 
+    /// The same disk behind this gate, for who does not wait: whatever comes while it is closed fails at once.
+    pub fn guard_at_once(self: &Arc<Self>, inner: Arc<dyn Disk>) -> Arc<dyn Disk> {
+        Arc::new(GuardedDisk { gate: Arc::clone(self), inner, waits: false })
+    }
+
     /// The same LUN behind this gate.
     pub fn guard(self: &Arc<Self>, lun: Lun) -> Lun {
-        let disk = GuardedDisk { gate: Arc::clone(self), inner: lun.disk };
+        let disk = GuardedDisk { gate: Arc::clone(self), inner: lun.disk, waits: true };
         let queue = GuardedQueue { gate: Arc::clone(self), inner: lun.queue };
         Lun { disk: Arc::new(disk), queue: Arc::new(queue) }
     }
@@ -162,6 +167,16 @@ impl std::fmt::Debug for Gate {
 struct GuardedDisk {
     gate: Arc<Gate>,
     inner: Arc<dyn Disk>,
+    waits: bool,
+}
+
+impl GuardedDisk {
+    fn pass(&self) -> Result<()> {
+        if self.waits || self.gate.is_open() {
+            return self.gate.pass();
+        }
+        Err(LunError::Gone("this host may not act any more: its claim or its lease ran out".into()))
+    }
 }
 
 impl Disk for GuardedDisk {
@@ -174,7 +189,7 @@ impl Disk for GuardedDisk {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.gate.pass()?;
+        self.pass()?;
         self.inner.read_at(buf, offset)
     }
 
@@ -183,24 +198,24 @@ impl Disk for GuardedDisk {
     }
 
     fn write_vectored_at(&self, bufs: &[&[u8]], offset: u64, durability: Durability) -> Result<()> {
-        self.gate.pass()?;
+        self.pass()?;
         self.inner.write_vectored_at(bufs, offset, durability)?;
-        if durability == Durability::Forced { self.gate.pass() } else { Ok(()) }
+        if durability == Durability::Forced { self.pass() } else { Ok(()) }
     }
 
     fn flush(&self) -> Result<()> {
-        self.gate.pass()?;
+        self.pass()?;
         self.inner.flush()?;
-        self.gate.pass()
+        self.pass()
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.gate.pass()?;
+        self.pass()?;
         self.inner.discard(offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        self.gate.pass()?;
+        self.pass()?;
         self.inner.write_zeroes(offset, len)
     }
 }
@@ -310,6 +325,15 @@ mod tests {
         });
         gate.open_until(open());
         assert!(!gate.is_open() && lun.disk.read_at(&mut [0; 4096], 0).is_err());
+    }
+
+    #[test]
+    fn who_does_not_wait_fails_at_once() {
+        let gate = Gate::new();
+        let disk = gate.guard_at_once(Arc::new(MemoryDisk::new(1 << 20)));
+        assert!(disk.write_at(&[1; 4096], 0, Durability::Plain).is_err() && disk.flush().is_err());
+        gate.open_until(open());
+        assert!(disk.write_at(&[1; 4096], 0, Durability::Forced).is_ok());
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub struct Host {
     notices: Sender<Notice>,
     /// Whether this host may use the LUN; told after each step of the cores.
     gate: Arc<Gate>,
+    acting: Arc<Gate>,
     /// Packets from peers that could not be read.
     pub garbage: AtomicU64,
 }
@@ -63,6 +64,7 @@ impl Host {
             disk,
             notices,
             gate: Gate::new(),
+            acting: Gate::new(),
             garbage: AtomicU64::new(0),
         })
     }
@@ -70,6 +72,11 @@ impl Host {
     /// What the LUN's doors ask before each request.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// What a replay asks before each request: open for a member and for a claimant whose claim holds.
+    pub fn acting(&self) -> &Arc<Gate> {
+        &self.acting
     }
 
     /// Names the links; once.
@@ -157,6 +164,7 @@ impl Host {
             cluster::Gate::Active { until_ms } => until_ms,
             cluster::Gate::Paused | cluster::Gate::Evicted => 0,
         });
+        self.acting.open_until(c.router.cluster().acts_until().unwrap_or(0));
         for o in c.spare.drain(..) {
             self.perform(o);
         }
@@ -203,7 +211,10 @@ impl Host {
 
     fn notice(&self, n: Notice) {
         match &n {
-            Notice::Evicted(why) => self.gate.shut(why),
+            Notice::Evicted(why) => {
+                self.gate.shut(why);
+                self.acting.shut(why);
+            }
             Notice::Left => self.gate.shut("this host has left the volume"),
             _ => {}
         }

@@ -199,7 +199,8 @@ fn start_cluster(
     });
     let (gate_tx, gate_rx) = unbounded();
     let (left_tx, left_rx) = unbounded();
-    let recovery = Recovery { host: Arc::clone(&host), area: Arc::clone(&area), guarded, sb, volume: volume_id };
+    let recovery =
+        Recovery { host: Arc::clone(&host), area: Arc::clone(&area), named: guarded, sb, volume: volume_id, timing: site.options.timing };
     let h = Arc::clone(&host);
     spawn("luna-beats", move || shell::serve_disk(&h, &area, &disk_rx))?;
     let s = Arc::clone(&site);

@@ -5,7 +5,7 @@
 
 use crate::host::{DiskJob, Host, In, now_ms};
 use crossbeam_channel::Receiver;
-use luna_cluster::Input;
+use luna_cluster::{Input, Timing};
 use luna_format::superblock::Superblock;
 use luna_format::{BLOCK_U64, Block, Incarnation, Slot, VolumeId};
 use luna_journal::{Fenced, ReplayProof};
@@ -13,6 +13,9 @@ use luna_lun::{Disk, Durability};
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+/// Between two looks at a block that reads as torn.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The connection of the cluster's own blocks. It is changed once, from nameless to named, between two requests.
 pub struct Area(Mutex<Arc<dyn Disk>>);
@@ -59,8 +62,10 @@ pub struct Recovery {
     pub host: Arc<Host>,
     /// The cluster's connection: used as long as this host is no member.
     pub area: Arc<Area>,
-    /// The LUN behind the gate, once this host is a member.
-    pub guarded: Arc<OnceLock<Arc<dyn Disk>>>,
+    /// The data connections, once this host is a member: what goes over them can be fenced.
+    pub named: Arc<OnceLock<Arc<dyn Disk>>>,
+    /// Bounds.
+    pub timing: Timing,
     /// The shape.
     pub sb: Superblock,
     /// The volume.
@@ -94,8 +99,19 @@ impl Recovery {
         // the core hands out this order only after FENCED(slot, incarnation) was chosen as record `fenced_epoch`
         let proof = ReplayProof::Fenced(Fenced::attest(slot, incarnation, fenced_epoch));
         let region = self.sb.journal_region(slot);
-        let disk = self.guarded.get().map_or_else(|| Arc::clone(&self.area.0.lock()), Arc::clone);
-        let plan = luna_journal::plan(&*disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
+        let disk = self.named.get().map_or_else(|| Arc::clone(&self.area.0.lock()), Arc::clone);
+        // a recoverer that slept past its lease or claim stops here: somebody else does it
+        let disk = self.host.acting().guard_at_once(disk);
+        let mut plan = luna_journal::plan(&*disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
+        let until = now_ms() + self.timing.request_ms;
+        let mut again = || {
+            std::thread::sleep(LOOK_AGAIN);
+            now_ms() < until
+        };
+        let torn = plan.settle(&*disk, &mut again).map_err(|e| e.to_string())?;
+        if torn > 0 {
+            tracing::warn!(slot, torn, "home blocks are torn; the journal has them");
+        }
         plan.apply(&*disk, &|_| false).map_err(|e| e.to_string())
     }
 }

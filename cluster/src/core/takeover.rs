@@ -190,7 +190,8 @@ impl Core {
         if !self.m.all_fenced(&area) {
             return;
         }
-        for (slot, incarnation) in self.m.in_state(&area, SLOT_FENCED) {
+        // one at a time: of two dead hosts' images of one torn block the newer must win, and a torn block has no version to compare
+        if let Some((slot, incarnation)) = self.m.in_state(&area, SLOT_FENCED).next() {
             let key = (slot, incarnation);
             let ready = match self.replaying.get(&key) {
                 None => true,
