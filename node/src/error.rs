@@ -20,6 +20,9 @@ pub enum NodeError {
     /// The cluster does not take this host.
     #[error("{0}")]
     Refused(String),
+    /// The means to fence that was asked for does not work.
+    #[error("{0}")]
+    Fence(String),
     /// The cluster did not answer in time.
     #[error("could not join within {0} s: the LUN is slow or other hosts keep changing the membership; try again")]
     JoinTimeout(u64),

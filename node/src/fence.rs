@@ -2,7 +2,7 @@
 //!
 //! | rung | how | promise |
 //! |---|---|---|
-//! | target | the NBD target raises the victim's minimum incarnation, cuts and drains it, and refuses it for good | exact |
+//! | target | the NBD target raises the victim's minimum incarnation, cuts and drains it, and refuses it for good; at `qemu-storage-daemon` (`-o fence_qmp=`) the victim's own export is deleted (`qmp`) | exact |
 //! | command | the administrator's program (`-o fence_cmd=`): slot, host, incarnation; exit 0 means off; then D is waited | as good as the program |
 //! | lease | nothing: the membership core waits W after the last sign of life | only under the bounds of the timing |
 //!
@@ -13,6 +13,7 @@
 //! Invariant: a method is reported only after it worked. Not here: the order of a takeover (the membership core).
 
 use crate::host::{Host, In};
+use crate::qmp::Exports;
 use luna_cluster::{FenceMethod, Input, Timing};
 use luna_format::{Incarnation, Slot, VolumeId};
 use luna_lun::LunSpec;
@@ -27,8 +28,12 @@ const PROGRAM: Duration = Duration::from_secs(120);
 
 /// The name under which an incarnation of a slot speaks to the target.
 pub fn client_name(volume: &VolumeId, slot: Slot) -> String {
-    let id: String = volume.iter().take(8).map(|b| format!("{b:02x}")).collect();
-    format!("{id}-s{slot}")
+    format!("{}-s{slot}", volume_name(volume))
+}
+
+/// What begins every name at a target.
+pub fn volume_name(volume: &VolumeId) -> String {
+    volume.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// The best rung of this host, as `status` names it.
@@ -83,6 +88,8 @@ pub struct Ladder {
     pub volume: VolumeId,
     /// Bounds.
     pub timing: Timing,
+    /// The target is a `qemu-storage-daemon`, with this control socket.
+    pub exports: Option<Exports>,
     /// The administrator's program.
     pub program: Option<PathBuf>,
     /// What the self-test found.
@@ -106,7 +113,34 @@ impl Ladder {
         rung
     }
 
+    /// What this host's connections are opened with: the LUN as it is called for this incarnation, and a client name. Makes it first
+    /// where that is needed.
+    pub fn own_name(&self, slot: Slot, incarnation: Incarnation) -> Result<(LunSpec, Option<String>), String> {
+        let Some(exports) = &self.exports else {
+            return Ok((self.spec.clone(), Some(format!("{}#{incarnation}", client_name(&self.volume, slot)))));
+        };
+        let mut spec = self.spec.clone();
+        let (LunSpec::Nbd { export, .. } | LunSpec::NbdUnix { export, .. }) = &mut spec else {
+            return Err("fence_qmp is for NBD exports of a qemu-storage-daemon".into());
+        };
+        exports.add(export, slot, incarnation)?;
+        *export = exports.name(slot, incarnation);
+        Ok((spec, None))
+    }
+
+    /// This host has left and needs its name no more.
+    pub fn give_up_name(&self, slot: Slot, incarnation: Incarnation) {
+        if let Some(exports) = &self.exports
+            && let Err(e) = exports.fence(slot, incarnation)
+        {
+            tracing::warn!(error = e, "this host's export was left behind; the next mount in the slot removes it");
+        }
+    }
+
     fn at_target(&self, slot: Slot, incarnation: Incarnation) -> Result<(), String> {
+        if let Some(exports) = &self.exports {
+            return exports.fence(slot, incarnation);
+        }
         let name = client_name(&self.volume, slot);
         luna_lun::serve::client_fence(&self.spec, &name, incarnation).map(drop).map_err(|e| e.to_string())
     }

@@ -18,6 +18,7 @@ pub mod mount;
 pub mod noise;
 pub mod options;
 pub mod peers;
+pub mod qmp;
 pub mod refusal;
 pub mod router;
 pub mod shell;

@@ -6,12 +6,13 @@
 
 use crate::control::Control;
 use crate::error::NodeError;
-use crate::fence::{Ladder, Rung};
+use crate::fence::{self, Ladder, Rung};
 use crate::host::{Host, In, Notice, now_ms};
 use crate::mail::Mail;
 use crate::noise::Keys;
 use crate::options::{self, MountOptions};
 use crate::peers::Peers;
+use crate::qmp::Exports;
 use crate::shell::{self, Area, Recovery};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use luna_cluster as cluster;
@@ -23,7 +24,7 @@ use luna_fs::orphan::Reaper;
 use luna_fs::system::Fs;
 use luna_fs::{Parts, Volume};
 use luna_journal::Journal;
-use luna_lun::{Disk, Lun, OpenOptions};
+use luna_lun::{Disk, Lun, LunSpec, OpenOptions};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -58,7 +59,7 @@ pub(crate) struct Site {
     pub(crate) place: OnceLock<(Slot, Incarnation)>,
     pub(crate) ladder: Ladder,
     area: Arc<Area>,
-    guarded: Arc<OnceLock<Arc<dyn Disk>>>,
+    named: Arc<OnceLock<Arc<dyn Disk>>>,
     running: OnceLock<Running>,
     stop: AtomicBool,
 }
@@ -89,7 +90,7 @@ pub struct MountedHost {
 
 /// Mounts; returns when the directory is usable.
 pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
-    let nameless = open(&options, None, None)?;
+    let nameless = open(&options, &options.lun, None, None)?;
     let (volume_id, sb) = luna_fs::mkfs::read_superblock(&*nameless.disk)?;
     let (want, have) = (sb.total_blocks * BLOCK_U64, nameless.disk.geometry().size_bytes);
     if want > have {
@@ -110,13 +111,14 @@ pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
         Err(e) => {
             leave(&site, &left);
             stop_threads(&site);
+            site.ladder.give_up_name(slot, incarnation);
             Err(e)
         }
     }
 }
 
 /// Opens the LUN: under a name or without, behind the gate or not.
-fn open(o: &MountOptions, name: Option<String>, gate: Option<Arc<luna_lun::Gate>>) -> Result<Lun, NodeError> {
+fn open(o: &MountOptions, spec: &LunSpec, name: Option<String>, gate: Option<Arc<luna_lun::Gate>>) -> Result<Lun, NodeError> {
     let connections = if gate.is_some() { o.connections } else { 1 };
     // the cluster's own writes are never sent again: a beat is written anew, and a register that lands late breaks agreement
     let resend_ok: Option<luna_lun::ResendHook> = if gate.is_some() { None } else { Some(Arc::new(|| false)) };
@@ -130,18 +132,18 @@ fn open(o: &MountOptions, name: Option<String>, gate: Option<Arc<luna_lun::Gate>
         gate,
         ..OpenOptions::default()
     };
-    Ok(luna_lun::open(&o.lun, &options)?)
+    Ok(luna_lun::open(spec, &options)?)
 }
 
 /// This host is a member: from here on everything it sends goes under its slot and incarnation, so that the target can refuse it.
 /// Data and journal behind the gate; the cluster's blocks beside it.
 fn named(site: &Site, slot: Slot, incarnation: Incarnation) -> Result<(Lun, Lun), NodeError> {
-    let name = || Some(format!("{}#{incarnation}", crate::fence::client_name(&site.volume_id, slot)));
-    let lun = open(&site.options, name(), Some(Arc::clone(site.host.gate())))?;
-    let beats = open(&site.options, name(), None)?;
+    let (spec, name) = site.ladder.own_name(slot, incarnation).map_err(NodeError::Fence)?;
+    let lun = open(&site.options, &spec, name.clone(), Some(Arc::clone(site.host.gate())))?;
+    let beats = open(&site.options, &spec, name, None)?;
     // nothing nameless is under way any more when this returns
     site.area.change(Arc::clone(&beats.disk));
-    let _ = site.guarded.set(Arc::clone(&lun.disk));
+    let _ = site.named.set(Arc::clone(&lun.disk));
     if site.ladder.self_test(slot, incarnation) == Rung::Target {
         site.host.post(In::Cluster(cluster::Input::NamedAtTarget));
     }
@@ -175,12 +177,13 @@ fn start_cluster(
     let peers = Peers::new(keys, Arc::clone(&host) as _);
     host.set_peers(Arc::clone(&peers));
     peers.listen(listener).map_err(NodeError::system("listening for peers"))?;
-    let (area, guarded) = (Area::new(nameless.disk), Arc::<OnceLock<Arc<dyn Disk>>>::default());
+    let (area, named) = (Area::new(nameless.disk), Arc::<OnceLock<Arc<dyn Disk>>>::default());
     let ladder = Ladder {
         host: Arc::clone(&host),
         spec: options.lun.clone(),
         volume: volume_id,
         timing: options.timing,
+        exports: options.fence_qmp.clone().map(|socket| Exports::new(socket, fence::volume_name(&volume_id))),
         program: options.fence_cmd.clone(),
         rung: Arc::default(),
     };
@@ -192,15 +195,14 @@ fn start_cluster(
         place: OnceLock::new(),
         ladder,
         area: Arc::clone(&area),
-        guarded: Arc::clone(&guarded),
+        named: Arc::clone(&named),
         running: OnceLock::new(),
         stop: AtomicBool::new(false),
         options,
     });
     let (gate_tx, gate_rx) = unbounded();
     let (left_tx, left_rx) = unbounded();
-    let recovery =
-        Recovery { host: Arc::clone(&host), area: Arc::clone(&area), named: guarded, sb, volume: volume_id, timing: site.options.timing };
+    let recovery = Recovery { host: Arc::clone(&host), area: Arc::clone(&area), named, sb, volume: volume_id, timing: site.options.timing };
     let h = Arc::clone(&host);
     spawn("luna-beats", move || shell::serve_disk(&h, &area, &disk_rx))?;
     let s = Arc::clone(&site);
@@ -366,6 +368,9 @@ impl MountedHost {
         leave(&site, &left);
         done.store(true, Ordering::Release);
         stop_threads(&site);
+        if let Some((slot, incarnation)) = site.place.get() {
+            site.ladder.give_up_name(*slot, *incarnation);
+        }
         tracing::info!(ms = now_ms() - started, "left the volume");
         Ok(())
     }

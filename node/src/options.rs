@@ -29,6 +29,8 @@ pub struct MountOptions {
     pub connections: usize,
     /// A program that makes sure that a host is off: called with slot, host name and incarnation, exit 0 means done.
     pub fence_cmd: Option<PathBuf>,
+    /// Control socket of the `qemu-storage-daemon` that serves the LUN.
+    pub fence_qmp: Option<PathBuf>,
     /// Timing of the cluster, milliseconds; every host of a volume must use the same.
     pub timing: luna_cluster::Timing,
 }
@@ -47,6 +49,7 @@ impl MountOptions {
             read_only: false,
             connections: 0,
             fence_cmd: None,
+            fence_qmp: None,
             timing: luna_cluster::Timing::default(),
         }
     }

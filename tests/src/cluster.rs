@@ -3,6 +3,7 @@
 use crate::{
     Kind, Output, Result, Server, luna_bin,
     proc::{finish, luna, tool},
+    server::qmp_socket,
     wait_until,
 };
 use anyhow::{Context, ensure};
@@ -219,6 +220,9 @@ impl Cluster {
         let listen = self.setup.listen.replace("{}", &(n + 1).to_string());
         command.arg("mount").arg(self.lun()).arg(&host.dir).args(["--name", name, "--listen", &listen]);
         command.arg("--log").arg(self.dir.join(format!("{}.log", host.name)));
+        if self.setup.kind == Kind::StorageDaemon {
+            command.arg("-o").arg(format!("fence_qmp={}", qmp_socket(&self.dir.join("lun.sock")).display()));
+        }
         if !self.setup.options.is_empty() {
             command.args(["-o", self.setup.options]);
         }

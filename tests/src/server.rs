@@ -24,6 +24,13 @@ pub enum Kind {
     NbdkitSingle,
     /// `luna serve --read-only`.
     LunaReadOnly,
+    /// `qemu-storage-daemon` with a QMP socket beside the LUN's.
+    StorageDaemon,
+}
+
+/// Where the control socket of a `qemu-storage-daemon` lies.
+pub(crate) fn qmp_socket(socket: &Path) -> PathBuf {
+    socket.with_extension("qmp")
 }
 
 /// A serving process; killed when dropped.
@@ -46,6 +53,16 @@ impl Server {
                 if kind == Kind::LunaReadOnly {
                     c.arg("--read-only");
                 }
+                (c, "lun")
+            }
+            Kind::StorageDaemon => {
+                let mut c = Command::new("qemu-storage-daemon");
+                let qmp = qmp_socket(socket);
+                let _ = std::fs::remove_file(&qmp);
+                c.args(["--blockdev", &format!("driver=file,node-name=disk,filename={},discard=unmap", file.display())]);
+                c.args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())]);
+                c.args(["--export", "type=nbd,id=lun,name=lun,node-name=disk,writable=on"]);
+                c.args(["--chardev", &format!("socket,id=qmp,path={},server=on,wait=off", qmp.display()), "--monitor", "chardev=qmp"]);
                 (c, "lun")
             }
             Kind::QemuNbd => {

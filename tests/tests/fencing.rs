@@ -94,15 +94,33 @@ fn killed_while_writing_at_a_target_that_fences() -> Result {
     killed_while_writing("kt", Kind::Luna)
 }
 
+/// Every incarnation has an export of its own there; the dead one's is deleted.
+#[test]
+fn killed_while_writing_at_a_storage_daemon() -> Result {
+    let c = Cluster::with("qrung", Setup { kind: Kind::StorageDaemon, hosts: 2, ..Setup::default() })?;
+    ensure!(c.status(1)?["rung"]["name"] == "target", "status says how: {}", c.status(1)?["rung"]);
+    c.finish()?;
+    killed_while_writing("kq", Kind::StorageDaemon)
+}
+
 #[test]
 fn killed_while_writing_at_a_target_that_does_not() -> Result {
     killed_while_writing("kl", Kind::Nbdkit)
 }
 
-/// Stopped past its lease and continued: what it still has in its hands does not land, it says so to its programs, and it can come back.
 #[test]
 fn a_zombie_writes_nothing() -> Result {
-    let mut c = Cluster::new("zombie")?;
+    zombie("zombie", Kind::Luna)
+}
+
+#[test]
+fn a_zombie_writes_nothing_at_a_storage_daemon() -> Result {
+    zombie("zombieq", Kind::StorageDaemon)
+}
+
+/// Stopped past its lease and continued: what it still has in its hands does not land, it says so to its programs, and it can come back.
+fn zombie(name: &str, kind: Kind) -> Result {
+    let mut c = Cluster::with(name, Setup { kind, ..Setup::default() })?;
     for n in 0..3 {
         io::direct(&c.path(n, "f"))?.write_all_at(io::Aligned::pattern(65536, n as u64).bytes(), 0)?;
     }

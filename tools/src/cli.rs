@@ -85,7 +85,8 @@ pub struct MountArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
     /// Mount options, separated by commas: ro, discard, noatime, suid, dev, name=HOST, listen=ADDR:PORT, log=FILE,
-    /// fence_cmd=PROGRAM (called with slot, host and incarnation of a dead host; exit 0 means that it is off) ...
+    /// fence_cmd=PROGRAM (called with slot, host and incarnation of a dead host; exit 0 means that it is off),
+    /// fence_qmp=SOCKET (QMP socket of the qemu-storage-daemon that serves the LUN; each host then has an export of its own) ...
     #[arg(short = 'o', value_name = "OPTS", value_delimiter = ',')]
     pub options: Vec<String>,
     /// Stay in the foreground

@@ -58,6 +58,8 @@ pub struct Settings {
     pub log: Option<PathBuf>,
     /// `fence_cmd=`: a program that switches a dead host off.
     pub fence_cmd: Option<PathBuf>,
+    /// `fence_qmp=`: the control socket of the `qemu-storage-daemon` that serves the LUN.
+    pub fence_qmp: Option<PathBuf>,
 }
 
 /// Reads the words of `-o`.
@@ -68,6 +70,7 @@ pub fn settings(options: &[String]) -> Result<Settings> {
             Some(("name", v)) => s.name = Some(v.into()),
             Some(("listen", v)) => s.listen = Some(v.into()),
             Some(("log", v)) => s.log = Some(v.into()),
+            Some(("fence_qmp", v)) => s.fence_qmp = Some(v.into()),
             Some(("fence_cmd", v)) => s.fence_cmd = Some(v.into()),
             Some((key, _)) if key.starts_with("x-") || key == "comment" => {}
             None => match word {
@@ -99,6 +102,11 @@ pub fn run(mut args: MountArgs) -> Result<()> {
     );
     if let Some(program) = &settings.fence_cmd {
         ensure!(program.is_absolute() && program.is_file(), "fence_cmd={}: give the absolute path of a program", program.display());
+    }
+    if let Some(socket) = &settings.fence_qmp {
+        let shown = socket.display();
+        ensure!(socket.is_absolute() && socket.exists(), "fence_qmp={shown}: give the absolute path of a qemu-storage-daemon's QMP socket");
+        ensure!(args.lun.starts_with("nbd"), "fence_qmp={shown}: the LUN must be an NBD export of that qemu-storage-daemon");
     }
     if let Some(listen) = &settings.listen {
         listen.parse::<std::net::SocketAddr>().with_context(|| format!("'{listen}' is not ADDR:PORT"))?;
@@ -213,6 +221,7 @@ fn start(args: &MountArgs, settings: &Settings) -> Result<luna_node::MountedHost
     options.nosuid = !settings.suid;
     options.nodev = !settings.dev;
     options.fence_cmd.clone_from(&settings.fence_cmd);
+    options.fence_qmp.clone_from(&settings.fence_qmp);
     luna_node::mount(options).with_context(|| format!("cannot mount {} on {}", args.lun, args.dir.display()))
 }
 
