@@ -3,6 +3,7 @@
 use crate::{
     Kind, Output, Result, Server, luna_bin,
     proc::{finish, luna, tool},
+    proxy::Proxy,
     server::qmp_socket,
     wait_until,
 };
@@ -82,6 +83,8 @@ pub struct Cluster {
     over: Arc<AtomicBool>,
     /// Each host's newest daemon, noted while it is well: a broken one can make the process table hang.
     pids: Arc<Mutex<BTreeMap<usize, i32>>>,
+    /// Hosts that reach the LUN by another way.
+    ways: BTreeMap<usize, String>,
 }
 
 /// Ends a cluster's daemons when dropped, unless told that all went well: threads that wait in a mount then end, and so does a
@@ -141,7 +144,16 @@ impl Cluster {
         // short: a unix socket's path has room for 107 bytes
         let dir = std::env::temp_dir().join(format!("lt-{}-{}-{name}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(&dir)?;
-        let mut cluster = Self { server: None, hosts: Vec::new(), setup, good: false, over: Arc::default(), pids: Arc::default(), dir };
+        let mut cluster = Self {
+            server: None,
+            hosts: Vec::new(),
+            setup,
+            good: false,
+            over: Arc::default(),
+            pids: Arc::default(),
+            ways: BTreeMap::new(),
+            dir,
+        };
         watch(cluster.dir.clone(), Arc::clone(&cluster.over), Arc::clone(&cluster.pids));
         File::create(cluster.lun_file())?.set_len(cluster.setup.bytes)?;
         cluster.start_server()?;
@@ -163,6 +175,13 @@ impl Cluster {
         let server = Server::start(self.setup.kind, &self.lun_file(), &self.dir.join("lun.sock"), &self.dir.join("serve.log"))?;
         self.server = Some(server);
         Ok(())
+    }
+
+    /// Host `n` reaches the LUN through a cable of its own from its next mount on.
+    pub fn own_cable(&mut self, n: usize) -> Result<Proxy> {
+        let proxy = Proxy::start(&self.dir.join(format!("cable{n}.sock")), &self.dir.join("lun.sock"))?;
+        self.ways.insert(n, format!("nbd+unix:///lun?socket={}", proxy.socket.display()));
+        Ok(proxy)
     }
 
     /// Takes the target (`luna serve`) away for a while: killed now, there again after `late`.
@@ -218,7 +237,11 @@ impl Cluster {
             None => Command::new(luna_bin()),
         };
         let listen = self.setup.listen.replace("{}", &(n + 1).to_string());
-        command.arg("mount").arg(self.lun()).arg(&host.dir).args(["--name", name, "--listen", &listen]);
+        command
+            .arg("mount")
+            .arg(self.ways.get(&n).cloned().unwrap_or_else(|| self.lun()))
+            .arg(&host.dir)
+            .args(["--name", name, "--listen", &listen]);
         command.arg("--log").arg(self.dir.join(format!("{}.log", host.name)));
         if self.setup.kind == Kind::StorageDaemon {
             command.arg("-o").arg(format!("fence_qmp={}", qmp_socket(&self.dir.join("lun.sock")).display()));

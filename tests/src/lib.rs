@@ -13,8 +13,10 @@ mod proc;
 mod server;
 
 pub mod io;
+pub mod load;
 pub mod net;
 pub mod posix;
+pub mod proxy;
 
 pub use cluster::{Cluster, Host, Rescue, Setup};
 pub use proc::{Output, have, run, run_in, tool, wait_until};

@@ -3,13 +3,15 @@
 //! Times are printed, not asserted: figures belong to a quiet machine. What is asserted is what must never happen.
 
 use anyhow::{Context, ensure};
-use luna_tests::{Cluster, Kind, Result, Setup, io, tool, wait_until};
+use luna_tests::{
+    Cluster, Kind, Result, Setup, io,
+    load::{Promised, longest_pause},
+    tool, wait_until,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs,
-    io::Write,
     os::unix::fs::FileExt,
-    path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -19,49 +21,22 @@ fn signal(pid: i32, signal: Signal) -> Result {
     Ok(())
 }
 
-/// Makes files one after the other, each synced; tells how many are promised. Ends with the first error.
-fn promise(dir: &Path, host: &str, promised: &AtomicU64) {
-    for n in 0.. {
-        let made = fs::File::create(dir.join(format!("{host}-{n}"))).and_then(|mut f| {
-            f.write_all(n.to_string().as_bytes())?;
-            f.sync_all()
-        });
-        if made.is_err() {
-            return;
-        }
-        promised.store(n + 1, Ordering::SeqCst);
-    }
-}
-
-/// The longest pause between two writes to a file of its own, in milliseconds, until told to stop.
-fn longest_pause(file: &fs::File, stop: &AtomicBool) -> Result<u128> {
-    let block = io::Aligned::pattern(4096, 1);
-    let mut longest = Duration::ZERO;
-    while !stop.load(Ordering::SeqCst) {
-        let begun = Instant::now();
-        file.write_all_at(block.bytes(), 0)?;
-        longest = longest.max(begun.elapsed());
-    }
-    Ok(longest.as_millis())
-}
-
-/// kill -9 in the middle of creates and fsyncs; the others go on in the same directory, everything promised is there.
+/// kill -9 in the middle of writes, renames, allocations and removals; the others go on in the same directory, what was promised is there.
 fn killed_while_writing(name: &str, kind: Kind) -> Result {
     let c = Cluster::with(name, Setup { kind, ..Setup::default() })?;
     fs::create_dir(c.path(0, "d"))?;
     let other = io::direct(&c.path(0, "other"))?;
     other.write_all_at(io::Aligned::pattern(4096, 1).bytes(), 0)?;
-    let (promised, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (promised, stop, over) = (Promised::default(), AtomicBool::new(false), AtomicBool::new(false));
     let (first, pause) = std::thread::scope(|scope| -> Result<(Duration, u128)> {
         let rescue = c.rescue();
         let dir = c.path(2, "d");
-        let promised = &promised;
-        scope.spawn(move || promise(&dir, "c", promised));
-        wait_until("the victim writes", Duration::from_secs(20), || promised.load(Ordering::SeqCst) > 50)?;
+        let (promised, over) = (&promised, &over);
+        scope.spawn(move || promised.work(&dir, "c", over));
+        wait_until("the victim writes", Duration::from_secs(20), || promised.count() > 30)?;
         let (other, stop) = (&other, &stop);
         let pause = scope.spawn(move || longest_pause(other, stop));
-        let pid = c.daemon_pid(2)?;
-        signal(pid, Signal::KILL)?;
+        signal(c.noted_pid(2)?, Signal::KILL)?;
         let begun = Instant::now();
         fs::write(c.path(0, "d/after"), "x")?;
         let first = begun.elapsed();
@@ -70,17 +45,13 @@ fn killed_while_writing(name: &str, kind: Kind) -> Result {
         rescue.disarm();
         Ok((first, pause))
     })?;
-    let promised = promised.load(Ordering::SeqCst);
     println!("{name}: first write in the victim's directory after {} ms; longest unrelated write {pause} ms", first.as_millis());
-    for n in 0..promised {
-        let got = fs::read_to_string(c.path(1, format!("d/c-{n}")))?;
-        ensure!(got == n.to_string(), "c-{n} was promised and holds '{got}'");
-    }
+    promised.check(&c.path(1, "d"), "c")?;
     drop(other);
     // nobody serves it any more
     tool("umount", &["-l", &c.hosts[2].dir.display().to_string()])?;
     c.mount(2)?;
-    ensure!(fs::read_dir(c.path(2, "d"))?.count() as u64 > promised, "the dead host is back and sees what it wrote");
+    promised.check(&c.path(2, "d"), "c")?;
     c.finish()
 }
 
@@ -142,7 +113,7 @@ fn zombie(name: &str, kind: Kind) -> Result {
             });
         }
         std::thread::sleep(Duration::from_millis(300));
-        let pid = c.daemon_pid(2)?;
+        let pid = c.noted_pid(2)?;
         signal(pid, Signal::STOP)?;
         let evicted = wait_until("the stopped host is evicted", Duration::from_secs(60), || {
             c.ask_status(0).is_ok_and(|s| s["members"].as_array().is_some_and(|m| m.len() == 2))
