@@ -347,6 +347,7 @@ impl Core {
             Input::PeerLink { slot, up } if slot < self.cfg.area.slots => self.watch.link(slot, up, self.now),
             Input::PeerLink { .. } => {}
             Input::Nudge => self.next_log_read = self.now,
+            Input::ShutOut { reason } => self.end(reason, out),
             Input::Stranger => (self.next_log_read, self.next_beats_read) = (self.now, self.now),
             Input::FenceDone { slot, incarnation, result } => self.fence_done(slot, incarnation, result, out),
             Input::ReplayDone { slot, incarnation, result } => self.replay_done(slot, incarnation, result, out),
@@ -613,19 +614,24 @@ impl Core {
     /// A write of the own register failed and may still land, so this incarnation must never write it again. A host that can propose
     /// nothing would stay in the way of everybody as a member: it stops here, and the others evict it.
     fn register_lost(&mut self, error: &str, out: &mut Vec<Output>) {
-        let member = self.phase == Phase::Member;
+        let reason =
+            format!("writing this host's Paxos register failed ({error}), and the write may still land; check the LUN and mount again");
+        self.end(reason, out);
+    }
+
+    /// This host is out, for good.
+    fn end(&mut self, reason: String, out: &mut Vec<Output>) {
+        let member = matches!(self.phase, Phase::Member | Phase::Leaving);
         self.proposer = None;
         self.stop_proposing(self.now);
         self.phase = Phase::Ended;
         self.active = false;
-        let reason =
-            format!("writing this host's Paxos register failed ({error}), and the write may still land; check the LUN and mount again");
         out.push(if member { Output::Evicted { reason } } else { Output::Refused { reason } });
     }
 
     fn beat_done(&mut self, sent: Ms, member: bool) {
         match self.phase {
-            Phase::Claiming(c) => self.claim_written(c),
+            Phase::Claiming(c) => self.claim_written(c, sent),
             Phase::Claimed(..) => self.beat_ok = Some(sent),
             // a claim's beat that was still under way
             Phase::Member if !member => self.next_beat = self.now,

@@ -227,6 +227,12 @@ pub enum Input {
     Nudge,
     /// Somebody calls whose beat was not read yet, and waits for that: it may have joined, or written its first beat, just now.
     Stranger,
+    /// This host may or can not use the volume any more: the target refuses it, or it withdrew by itself. It stops beating, so that
+    /// the others take over.
+    ShutOut {
+        /// Why.
+        reason: String,
+    },
     /// Answer to [`Output::Fence`].
     FenceDone {
         /// The slot.

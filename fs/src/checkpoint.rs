@@ -93,7 +93,7 @@ impl Volume {
     /// Records whose every image is at home leave the journal. Called under the write-back mutex after a flush.
     fn retire(&self) {
         let durable = self.journal.durable();
-        let oldest = self.meta.lock().oldest_dirty(durable);
+        let oldest = self.meta.lock().oldest_dirty();
         let upto = oldest.map_or(durable, |o| durable.min(o.saturating_sub(1)));
         self.journal.retire(upto);
     }

@@ -57,8 +57,9 @@ pub struct Meta {
     pub run_hint: BTreeMap<u64, u64>,
     /// Where in a group the last search (data, metadata) ended. A hint.
     pub cursor: BTreeMap<u64, (u64, u64)>,
-    /// Purged while dirty: batch of the purge, oldest batch that still held an image.
-    ghosts: BTreeMap<Sequence, Sequence>,
+    /// Freed while dirty: the last image, and the batches of its oldest and newest unhomed one. It goes home like any other: the log
+    /// must hold no image that is newer than home once the group's lock is another host's (the lemma of `docs/recovery.md`).
+    ghosts: BTreeMap<BlockNo, (Arc<Block>, Sequence, Sequence)>,
     fetching: usize,
     evicted: HashSet<BlockNo>,
     tick: u64,
@@ -81,7 +82,7 @@ impl Meta {
 
     /// Blocks in the cache, and how many of them are dirty.
     pub fn counts(&self) -> (usize, usize) {
-        (self.blocks.len(), self.dirty.len())
+        (self.blocks.len(), self.dirty.len() + self.ghosts.len())
     }
 
     /// Says that a block is about to be read from the LUN outside of the mutex.
@@ -127,11 +128,12 @@ impl Meta {
     /// Takes the image a transaction made, journaled in batch `sequence`.
     pub fn update(&mut self, block: BlockNo, image: Arc<Block>, kind: Kind, lock: Name, sequence: Sequence) {
         self.tick += 1;
-        let first = self.blocks.get(&block).and_then(|c| c.dirty).map_or(sequence, |(first, _)| first);
+        let ghost = self.ghosts.remove(&block).map(|(_, first, _)| first);
+        let first = self.blocks.get(&block).and_then(|c| c.dirty).map(|(first, _)| first).or(ghost).unwrap_or(sequence);
         self.put(block, Cached { image, kind, lock, dirty: Some((first, sequence)), used: self.tick });
     }
 
-    /// The dirty blocks (of one lock, or all), in address order.
+    /// The dirty blocks (of one lock, or all and the freed ones), in address order.
     pub fn dirty_blocks(&self, lock: Option<&Name>) -> Vec<(BlockNo, Arc<Block>, Sequence)> {
         let pick = |b: &BlockNo| {
             let c = self.blocks.get(b)?;
@@ -139,7 +141,12 @@ impl Meta {
         };
         match lock {
             Some(l) => self.by_lock.get(l).into_iter().flatten().filter_map(pick).collect(),
-            None => self.dirty.iter().filter_map(pick).collect(),
+            None => {
+                let mut all: Vec<_> = self.dirty.iter().filter_map(pick).collect();
+                all.extend(self.ghosts.iter().map(|(b, (image, _, last))| (*b, image.clone(), *last)));
+                all.sort_unstable_by_key(|d| d.0);
+                all
+            }
         }
     }
 
@@ -150,6 +157,9 @@ impl Meta {
 
     /// This image is at home now; a newer one stays dirty.
     pub fn homed(&mut self, block: BlockNo, image: &Arc<Block>) {
+        if self.ghosts.get(&block).is_some_and(|g| Arc::ptr_eq(&g.0, image)) {
+            self.ghosts.remove(&block);
+        }
         if let Some(c) = self.blocks.get_mut(&block)
             && let Some((_, last)) = c.dirty
         {
@@ -162,21 +172,19 @@ impl Meta {
         }
     }
 
-    /// Forgets a metadata block that batch `sequence` freed. Its journaled images stay needed until that batch is durable.
-    pub fn purge(&mut self, block: BlockNo, sequence: Sequence) {
+    /// Forgets a metadata block that was freed. What is newer than home still goes home.
+    pub fn purge(&mut self, block: BlockNo) {
         let Some(c) = self.blocks.get(&block).cloned() else { return };
-        if let Some((first, _)) = c.dirty {
-            let oldest = self.ghosts.get(&sequence).map_or(first, |g| first.min(*g));
-            self.ghosts.insert(sequence, oldest);
+        if let Some((first, last)) = c.dirty {
+            self.ghosts.insert(block, (c.image.clone(), first, last));
         }
         self.unlink(&c.lock, block);
         self.drop_block(block);
     }
 
-    /// The oldest batch that still has an image that is not at home, given what is durable.
-    pub fn oldest_dirty(&mut self, durable: Sequence) -> Option<Sequence> {
-        self.ghosts.retain(|purged, _| *purged > durable);
-        let ghost = self.ghosts.values().min().copied();
+    /// The oldest batch that still has an image that is not at home.
+    pub fn oldest_dirty(&self) -> Option<Sequence> {
+        let ghost = self.ghosts.values().map(|g| g.1).min();
         let block = self.oldest_block();
         ghost.into_iter().chain(block).min()
     }

@@ -138,6 +138,8 @@ impl Fs {
             if dirty == 0 {
                 *home = Instant::now();
             }
+            // two at once could discard what the other has given out again
+            let _one = v.writeback.lock();
             v.reclaim(None)?;
         }
         v.meta.lock().shrink(CACHE_BLOCKS);

@@ -64,6 +64,9 @@ pub struct Parts {
     pub discard: bool,
 }
 
+/// Told why this host withdrew.
+pub type Tell = Box<dyn Fn(&str) + Send + Sync>;
+
 /// A mounted volume.
 pub struct Volume {
     /// The shape.
@@ -89,6 +92,7 @@ pub struct Volume {
     pub(crate) zeroing: Mutex<()>,
     listener: OnceLock<Arc<dyn Listener>>,
     withdrawn: OnceLock<String>,
+    on_withdraw: OnceLock<Tell>,
     last_ns: AtomicU64,
     /// Runs of bodies, and how many of them were repeats.
     pub runs: AtomicU64,
@@ -137,6 +141,7 @@ impl Volume {
             zeroing: Mutex::new(()),
             listener: OnceLock::new(),
             withdrawn: OnceLock::new(),
+            on_withdraw: OnceLock::new(),
             last_ns: AtomicU64::new(0),
             runs: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
@@ -160,11 +165,19 @@ impl Volume {
         if prev < wall { wall as i64 } else { self.last_ns.fetch_add(1, Ordering::Relaxed) as i64 + 1 }
     }
 
+    /// Names who is told that this host withdrew by itself; once. Called from anywhere: must only queue.
+    pub fn on_withdraw(&self, tell: Tell) {
+        let _ = self.on_withdraw.set(tell);
+    }
+
     /// This host stops using the volume. The first reason stays.
     pub fn withdraw(&self, reason: &str) {
         if self.withdrawn.set(reason.to_owned()).is_ok() {
             tracing::error!(reason, "withdrawn from the volume");
             self.locks.withdraw();
+            if let Some(tell) = self.on_withdraw.get() {
+                tell(reason);
+            }
         }
     }
 
@@ -336,9 +349,9 @@ impl Volume {
             meta.update(block, image, kind, lock, sequence);
         }
         for (start, len, trim) in freed {
-            // freed metadata is nobody's: its old image is not found or written home again (a cleared inode's new one is)
+            // freed metadata is nobody's: its old image is not found again (a cleared inode's new one is)
             if !*trim {
-                (*start..start + len).filter(|b| !kept.contains(b)).for_each(|b| meta.purge(b, sequence));
+                (*start..start + len).filter(|b| !kept.contains(b)).for_each(|b| meta.purge(b));
             }
             meta.busy.insert(*start, Busy { len: *len, sequence, trim: *trim && self.discard });
         }

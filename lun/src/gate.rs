@@ -188,6 +188,10 @@ impl Disk for GuardedDisk {
         self.inner.describe()
     }
 
+    fn gone(&self) -> Option<LunError> {
+        self.inner.gone()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.pass()?;
         self.inner.read_at(buf, offset)

@@ -158,6 +158,11 @@ pub trait Disk: Send + Sync {
         self.write_at(&joined, offset, durability)
     }
 
+    /// Why this LUN can never be used again through this door, if that is known: every request fails from then on.
+    fn gone(&self) -> Option<LunError> {
+        None
+    }
+
     /// Makes everything durable that was answered before this call.
     fn flush(&self) -> Result<()>;
 

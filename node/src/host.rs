@@ -262,7 +262,8 @@ impl dlm::Requester for Host {
     }
 
     fn failed(&self, reason: &str) {
-        self.notice(Notice::Evicted(reason.to_owned()));
+        self.queue(In::Cluster(cluster::Input::ShutOut { reason: reason.to_owned() }));
+        self.ring();
     }
 }
 

@@ -25,6 +25,7 @@ use luna_fs::system::Fs;
 use luna_fs::{Parts, Volume};
 use luna_journal::Journal;
 use luna_lun::{Disk, Lun, LunSpec, OpenOptions};
+use parking_lot::Mutex;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -59,6 +60,8 @@ pub(crate) struct Site {
     pub(crate) place: OnceLock<(Slot, Incarnation)>,
     pub(crate) ladder: Ladder,
     area: Arc<Area>,
+    /// Slots that were recovered before the file system ran.
+    recovered: Mutex<Vec<Slot>>,
     named: Arc<OnceLock<Arc<dyn Disk>>>,
     running: OnceLock<Running>,
     stop: AtomicBool,
@@ -144,6 +147,8 @@ fn named(site: &Site, slot: Slot, incarnation: Incarnation) -> Result<(Lun, Lun)
     // nothing nameless is under way any more when this returns
     site.area.change(Arc::clone(&beats.disk));
     let _ = site.named.set(Arc::clone(&lun.disk));
+    // a replay that began before goes on over the nameless connection, where nobody could fence it
+    site.area.drain();
     if site.ladder.self_test(slot, incarnation) == Rung::Target {
         site.host.post(In::Cluster(cluster::Input::NamedAtTarget));
     }
@@ -177,7 +182,7 @@ fn start_cluster(
     let peers = Peers::new(keys, Arc::clone(&host) as _);
     host.set_peers(Arc::clone(&peers));
     peers.listen(listener).map_err(NodeError::system("listening for peers"))?;
-    let (area, named) = (Area::new(nameless.disk), Arc::<OnceLock<Arc<dyn Disk>>>::default());
+    let (area, named) = (Area::new(nameless.disk, &sb), Arc::<OnceLock<Arc<dyn Disk>>>::default());
     let ladder = Ladder {
         host: Arc::clone(&host),
         spec: options.lun.clone(),
@@ -195,6 +200,7 @@ fn start_cluster(
         place: OnceLock::new(),
         ladder,
         area: Arc::clone(&area),
+        recovered: Mutex::default(),
         named: Arc::clone(&named),
         running: OnceLock::new(),
         stop: AtomicBool::new(false),
@@ -241,8 +247,10 @@ fn manage(site: &Arc<Site>, recovery: &Recovery, notices: &Receiver<Notice>, gat
             Notice::Replay(slot, incarnation, epoch) => recovery.replay(slot, incarnation, epoch),
             Notice::Recovered(slot, incarnation) => {
                 tracing::info!(slot, incarnation, "a dead host is recovered");
-                if let Some(r) = site.running.get() {
-                    r.reaper.sweep(slot);
+                let mut early = site.recovered.lock();
+                match site.running.get() {
+                    Some(r) => r.reaper.sweep(slot),
+                    None => early.push(slot),
                 }
             }
             Notice::Epoch(epoch) => {
@@ -281,8 +289,17 @@ fn start_fs(site: &Arc<Site>, lun: Lun, beats: &Lun, slot: Slot, incarnation: In
     let wake = Arc::clone(&reaper);
     let fs = Fs::new(Arc::clone(&volume), Arc::clone(&posix), Arc::new(move |ino| wake.wake(ino)));
     locks.set_hooks(fs.hooks());
+    let host = Arc::clone(&site.host);
+    volume.on_withdraw(Box::new(move |reason| {
+        host.queue(In::Cluster(cluster::Input::ShutOut { reason: reason.to_owned() }));
+        host.ring();
+    }));
     let running = Running { volume: Arc::clone(&volume), fs: Arc::clone(&fs), reaper: Arc::clone(&reaper), posix };
     let _ = site.running.set(running);
+    // those who were recovered before there was a file system
+    for slot in std::mem::take(&mut *site.recovered.lock()) {
+        reaper.sweep(slot);
+    }
     let mail = Mail::new(Arc::clone(&beats.disk), sb, id, (slot, incarnation), Arc::clone(&site.peers), Arc::clone(&site.host));
     let s = Arc::clone(site);
     spawn("luna-mail", move || mail.run(&s.stop))?;

@@ -7,10 +7,10 @@ use crate::host::{DiskJob, Host, In, now_ms};
 use crossbeam_channel::Receiver;
 use luna_cluster::{Input, Timing};
 use luna_format::superblock::Superblock;
-use luna_format::{BLOCK_U64, Block, Incarnation, Slot, VolumeId};
+use luna_format::{BLOCK_U64, Block, BlockNo, Incarnation, Slot, VolumeId};
 use luna_journal::{Fenced, ReplayProof};
 use luna_lun::{Disk, Durability};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,33 +18,55 @@ use std::time::Duration;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The connection of the cluster's own blocks. It is changed once, from nameless to named, between two requests.
-pub struct Area(Mutex<Arc<dyn Disk>>);
+pub struct Area {
+    disk: Mutex<Arc<dyn Disk>>,
+    /// Shared by whoever replays over the nameless connection.
+    nameless: Arc<RwLock<()>>,
+    /// The Paxos registers.
+    registers: std::ops::Range<BlockNo>,
+}
 
 impl Area {
     /// Over `disk`.
-    pub fn new(disk: Arc<dyn Disk>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(disk)))
+    pub fn new(disk: Arc<dyn Disk>, sb: &Superblock) -> Arc<Self> {
+        let registers = sb.px_start..sb.px_start + u64::from(sb.slots);
+        Arc::new(Self { disk: Mutex::new(disk), nameless: Arc::default(), registers })
     }
 
     /// Takes another connection; no request is under way on the old one when this returns.
     pub fn change(&self, disk: Arc<dyn Disk>) {
-        *self.0.lock() = disk;
+        *self.disk.lock() = disk;
+    }
+
+    /// Waits until no replay uses the nameless connection any more.
+    pub fn drain(&self) {
+        drop(self.nameless.write());
     }
 }
 
 /// Serves the membership core's requests to the LUN until the channel closes.
 pub fn serve_disk(host: &Arc<Host>, area: &Area, jobs: &Receiver<DiskJob>) {
+    let mut told = false;
     for job in jobs {
-        let disk = area.0.lock();
+        let disk = area.disk.lock();
         let done = match job {
             DiskJob::Read(token, start, count) => Input::ReadDone { token, result: read(&**disk, start, count) },
             DiskJob::Write(token, block, bytes, forced) => {
                 let durability = if forced { Durability::Forced } else { Durability::Plain };
-                let result = disk.write_at(&bytes.0, block * BLOCK_U64, durability).map_err(|e| e.to_string());
+                // it may have waited behind others: a register is written only while the lease or the claim holds
+                let result = if area.registers.contains(&block) && !host.acting().is_open() {
+                    Err("the lease ran out before it was sent".to_owned())
+                } else {
+                    disk.write_at(&bytes.0, block * BLOCK_U64, durability).map_err(|e| e.to_string())
+                };
                 Input::WriteDone { token, result }
             }
         };
+        let gone = disk.gone();
         drop(disk);
+        if let Some(why) = gone.filter(|_| !std::mem::replace(&mut told, true)) {
+            host.post(In::Cluster(Input::ShutOut { reason: why.to_string() }));
+        }
         host.post(In::Cluster(done));
     }
 }
@@ -99,7 +121,9 @@ impl Recovery {
         // the core hands out this order only after FENCED(slot, incarnation) was chosen as record `fenced_epoch`
         let proof = ReplayProof::Fenced(Fenced::attest(slot, incarnation, fenced_epoch));
         let region = self.sb.journal_region(slot);
-        let disk = self.named.get().map_or_else(|| Arc::clone(&self.area.0.lock()), Arc::clone);
+        let nameless = Arc::clone(&self.area.nameless);
+        let _under_way = nameless.read();
+        let disk = self.named.get().map_or_else(|| Arc::clone(&self.area.disk.lock()), Arc::clone);
         // a recoverer that slept past its lease or claim stops here: somebody else does it
         let disk = self.host.acting().guard_at_once(disk);
         let mut plan = luna_journal::plan(&*disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;

@@ -157,14 +157,14 @@ impl Core {
         dead.iter().find(own).or(dead.first()).copied()
     }
 
-    /// The claim is on the LUN: it rests from now, unless writing it took too long.
-    pub(super) fn claim_written(&mut self, c: Claim) {
+    /// The claim that was sent at `sent` is on the LUN: it rests from now, unless writing it took too long.
+    pub(super) fn claim_written(&mut self, c: Claim, sent: Ms) {
         if self.now >= c.read_ms + self.cfg.timing.claim_ms {
             self.phase = Phase::Looking;
             return;
         }
         self.phase = Phase::Claiming(Claim { written_ms: Some(self.now), ..c });
-        self.beat_ok = Some(self.now);
+        self.beat_ok = Some(sent);
     }
 
     /// Looks whether the claim stands after its rest.
@@ -187,7 +187,7 @@ impl Core {
         let stands = self.watch.beat(c.slot).is_some_and(|b| b.nonce == self.nonce && b.state == BEAT_JOINING);
         self.phase = if stands { Phase::Claimed(c.slot, self.m.slot(c.slot).incarnation) } else { Phase::Looking };
         if stands {
-            (self.proposer, self.beat_ok, self.next_beat) = (None, Some(written), self.now);
+            (self.proposer, self.next_beat) = (None, self.now);
             out.push(Output::Log(format!("claimed slot {}", c.slot)));
         }
     }

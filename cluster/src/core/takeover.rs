@@ -191,7 +191,8 @@ impl Core {
             return;
         }
         // one at a time: of two dead hosts' images of one torn block the newer must win, and a torn block has no version to compare
-        if let Some((slot, incarnation)) = self.m.in_state(&area, SLOT_FENCED).next() {
+        // The one that died first, so that a later death never begins beside a replay that runs.
+        if let Some((slot, incarnation)) = self.m.in_state(&area, SLOT_FENCED).min_by_key(|(s, _)| self.m.slot(*s).died_epoch) {
             let key = (slot, incarnation);
             let ready = match self.replaying.get(&key) {
                 None => true,

@@ -25,6 +25,8 @@ const POOL: usize = 4;
 const SPIN: Duration = Duration::from_micros(40);
 /// Waits without looking after looking failed.
 const PAUSE: i32 = 32;
+/// A write that may not be sent twice is not sent at all when it is older than this: half of the pause P that the lease allows.
+const LATE: Duration = Duration::from_secs(1);
 /// Zeroes sent per request where the target can not make them.
 const ZERO_PIECE: usize = 1 << 20;
 
@@ -112,6 +114,7 @@ impl NbdDisk {
     /// Sends a request and reads its reply, over as many connections as it takes.
     fn call(&self, call: &Call<'_>, mut into: Option<&mut [u8]>) -> Result<()> {
         self.target.check()?;
+        let begun = Instant::now();
         let (mut conn, mut seen) = self.borrow();
         let mut sent_before = false;
         let mut broke_at = None;
@@ -127,6 +130,10 @@ impl NbdDisk {
             if sent_before && matches!(call.command, cmd::WRITE | cmd::TRIM | cmd::WRITE_ZEROES) && !self.target.may_resend() {
                 conn = Some(live);
                 break Err(self.target.not_resent());
+            }
+            if let Err(error) = self.may_go(call, begun) {
+                conn = Some(live);
+                break Err(error);
             }
             match exchange(&mut live, call, into.as_deref_mut()) {
                 Ok(0) => {
@@ -148,6 +155,19 @@ impl NbdDisk {
         };
         self.give_back(conn);
         result
+    }
+
+    /// The last look before a request is handed over: it may have waited for a turn or a connection since the first.
+    fn may_go(&self, call: &Call<'_>, begun: Instant) -> Result<()> {
+        if let Some(gate) = &self.target.options.gate {
+            return gate.pass();
+        }
+        let late = call.command == cmd::WRITE && begun.elapsed() > LATE;
+        if late && self.target.options.resend_ok.as_ref().is_some_and(|hook| !hook()) {
+            let text = format!("it waited {} ms for a connection and is too old to be sent", begun.elapsed().as_millis());
+            return Err(LunError::io(call.op, call.offset, io::Error::new(io::ErrorKind::TimedOut, text)));
+        }
+        Ok(())
     }
 
     /// A new connection; `broke` is what is known of the one it replaces, if a request was under way on it.
@@ -271,6 +291,10 @@ fn send_all(stream: &Stream, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
 }
 
 impl Disk for NbdDisk {
+    fn gone(&self) -> Option<LunError> {
+        self.target.check().err()
+    }
+
     fn geometry(&self) -> Geometry {
         self.target.geometry
     }
