@@ -18,4 +18,5 @@ pub mod product;
 pub mod raw;
 pub mod report;
 pub mod run;
+pub mod takeover;
 pub mod world;

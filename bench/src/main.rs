@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use luna_bench::{door, fio::Job, raw, run};
+use luna_bench::{door, fio::Job, raw, run, takeover};
 use luna_lun::LunSpec;
 use luna_lun::serve::{Listen, ServeOptions};
 
@@ -25,6 +25,15 @@ struct Cli {
 enum Command {
     /// Measures everything in one go and prints a table (needs root, fio, and ext4 tools for the comparison)
     Run(RunArgs),
+    /// Kills hosts and measures how long the others wait (needs root; nbdkit and qemu-storage-daemon for their rungs)
+    Takeover {
+        /// Kills per rung; medians are taken over them
+        #[arg(long, default_value_t = 11)]
+        runs: usize,
+        /// Which rungs of the fencing ladder
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "target,storage-daemon,lease")]
+        rung: Vec<takeover::RungKind>,
+    },
     /// Serves FILE over NBD until killed
     #[command(hide = true)]
     Serve {
@@ -135,6 +144,7 @@ fn command(command: Command) -> anyhow::Result<()> {
             door_threads: args.door_threads,
             part: args.part,
         }),
+        Command::Takeover { runs, rung } => takeover::run(&rung, runs),
         Command::Serve { file, create_bytes, socket, listen } => {
             let listen = match (socket, listen) {
                 (Some(path), _) => Listen::Unix(path),
