@@ -1,6 +1,6 @@
 //! The local door to a running mount: a Unix socket, root only, one line in, one JSON answer out.
 //!
-//! `luna status DIR` and `luna umount DIR` use it. Commands: `status`, `locks`, `unmount`. The path is derived from the
+//! `luna status DIR` and `luna umount DIR` use it. Commands: see `status`. The path is derived from the
 //! mount point, so that no registry is needed. Not here: what the answers contain (see `status`).
 
 use std::io::{BufRead, BufReader, Read, Write};

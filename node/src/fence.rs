@@ -158,7 +158,14 @@ impl Ladder {
                 }
                 Ok(method) => tracing::warn!(slot, incarnation, ?method, ms, "a host is gone and fenced"),
                 Err(e) => {
-                    tracing::error!(slot, incarnation, error = e, "a host is gone and could not be fenced; what it held stays blocked")
+                    let advice = "make the fence work, or switch the host off and say so: luna confirm-dead DIR SLOT --yes";
+                    tracing::error!(
+                        slot,
+                        incarnation,
+                        error = e,
+                        advice,
+                        "a host is gone and could not be fenced; what it held stays blocked"
+                    );
                 }
             }
             me.host.post(In::Cluster(Input::FenceDone { slot, incarnation, result }));

@@ -1,8 +1,11 @@
 //! Answers to `luna status`: everything an administrator can look at, as one JSON object.
 //!
+//! One command is no question: an operator's word that a dead host is off (`confirm-dead`).
+//!
 //! Invariant: looking changes nothing and waits for no other host. Not here: tables for people (the `luna` binary).
 
 use crate::mount::Site;
+use luna_format::{Incarnation, Slot};
 use serde_json::{Value, json};
 
 /// Answers one command line of the control socket.
@@ -11,9 +14,30 @@ pub(crate) fn answer(site: &Site, line: &str) -> String {
         "status" => status(site),
         "locks" => locks(site),
         "manager" => json!({ "manager": site.host.look(|_, d, _| format!("{d:#?}")) }),
-        other => json!({ "error": format!("unknown command '{other}'; known: status, locks, manager") }),
+        other => match other.strip_prefix("confirm-dead ") {
+            Some(slot) => confirm_dead(site, slot),
+            None => json!({ "error": format!("unknown command '{other}'; known: status, locks, manager, confirm-dead SLOT") }),
+        },
     };
     format!("{value}\n")
+}
+
+/// An operator's word that an evicted host is off, where no rung of the ladder works: FENCED by method Operator.
+fn confirm_dead(site: &Site, slot: &str) -> Value {
+    let dead = |view: Option<&luna_cluster::View>| -> Vec<(Slot, Incarnation)> {
+        view.iter().flat_map(|v| &v.dead).filter(|d| !d.fenced).map(|d| (d.slot, d.incarnation)).collect()
+    };
+    let waiting = site.host.look(|_, _, view| dead(view));
+    let Some(&(slot, incarnation)) = waiting.iter().find(|(s, _)| s.to_string() == slot.trim()) else {
+        let all: Vec<String> = waiting.iter().map(|(s, i)| format!("slot {s} incarnation {i}")).collect();
+        let text =
+            if all.is_empty() { "nobody waits to be fenced".to_owned() } else { format!("waiting to be fenced: {}", all.join(", ")) };
+        return json!({ "error": format!("slot {slot} is not evicted and unfenced; {text}") });
+    };
+    tracing::warn!(slot, incarnation, "an operator says that this host is off");
+    let result = Ok(luna_cluster::FenceMethod::Operator);
+    site.host.post(crate::host::In::Cluster(luna_cluster::Input::FenceDone { slot, incarnation, result }));
+    json!({ "slot": slot, "incarnation": incarnation })
 }
 
 fn hex(bytes: &[u8]) -> String {

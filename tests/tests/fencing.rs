@@ -175,3 +175,45 @@ fn a_lease_lost_with_the_target_comes_back_with_it() -> Result {
     drop(files);
     c.finish()
 }
+
+/// No rung works (the administrator's program fails): what the dead host held stays blocked, everything else goes on, the log says it;
+/// an operator's word ends it.
+#[test]
+fn without_a_fence_only_what_the_dead_held_waits() -> Result {
+    let c = Cluster::with("nofence", Setup { kind: Kind::Nbdkit, options: "fence_cmd=/bin/false", hosts: 2, ..Setup::default() })?;
+    fs::create_dir(c.path(1, "d"))?;
+    fs::write(c.path(1, "d/f"), "promised")?;
+    fs::File::open(c.path(1, "d/f"))?.sync_all()?;
+    let mine = io::direct(&c.path(0, "mine"))?;
+    mine.write_all_at(io::Aligned::pattern(4096, 1).bytes(), 0)?;
+    let dir = c.hosts[0].dir.display().to_string();
+    let early = c.luna(&["confirm-dead", &dir, "1", "--yes"])?;
+    ensure!(early.code != 0 && early.err.contains("nobody waits to be fenced"), "{early:?}");
+    signal(c.noted_pid(1)?, Signal::KILL)?;
+    let (found, blocked) = (AtomicBool::new(false), c.path(0, "d/f"));
+    std::thread::scope(|scope| -> Result {
+        let rescue = c.rescue();
+        let found = &found;
+        scope.spawn(move || found.store(fs::read_to_string(blocked).is_ok_and(|t| t == "promised"), Ordering::SeqCst));
+        wait_until("it is evicted", Duration::from_secs(20), || {
+            c.ask_status(0).is_ok_and(|s| s["members"].as_array().is_some_and(|m| m.iter().any(|x| x["state"] == "evicted")))
+        })?;
+        for n in 0..20 {
+            mine.write_all_at(io::Aligned::pattern(4096, n).bytes(), 0)?;
+            mine.sync_all()?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ensure!(!found.load(Ordering::SeqCst), "what the dead host held was given away without a fence");
+        let log = fs::read_to_string(c.dir.join("host-a.log"))?;
+        ensure!(log.contains("what it held stays blocked"), "the log says what is wrong: {log}");
+        let said = c.luna(&["confirm-dead", &dir, "1", "--yes"])?;
+        ensure!(said.code == 0 && said.out.contains("counts as fenced"), "{said:?}");
+        wait_until("the operator's word is enough", Duration::from_secs(20), || found.load(Ordering::SeqCst))?;
+        rescue.disarm();
+        Ok(())
+    })?;
+    drop(mine);
+    tool("umount", &["-l", &c.hosts[1].dir.display().to_string()])?;
+    c.mount(1)?;
+    c.finish()
+}

@@ -35,6 +35,8 @@ pub enum Command {
     Fsck(FsckArgs),
     /// Show members, epoch, lease margin, space, journal and locks
     Status(StatusArgs),
+    /// Say that an evicted host is switched off, when nothing else could fence it
+    ConfirmDead(ConfirmDeadArgs),
     /// Print on-disk structures
     Dump(DumpArgs),
     /// Serve a file as a shared LUN over NBD
@@ -108,6 +110,21 @@ pub struct UmountArgs {
     /// Detach it now even if it is in use
     #[arg(long, short)]
     pub lazy: bool,
+}
+
+/// Arguments of `luna confirm-dead`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The other hosts replay its journal and give its locks away as soon as this is said. If it still runs, it destroys data."
+)]
+pub struct ConfirmDeadArgs {
+    /// A directory where a living host has the volume mounted
+    pub dir: PathBuf,
+    /// The slot of the dead host, as 'luna status' shows it
+    pub slot: u16,
+    /// I have seen that it is off
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Arguments of `luna fsck`.

@@ -62,6 +62,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Mkfs(a) => cmd::mkfs::run(&a),
         Command::Mount(a) => cmd::mount::run(a),
+        Command::ConfirmDead(a) => cmd::confirm_dead::run(&a),
         Command::Umount(a) => cmd::umount::run(&a),
         Command::Fsck(_) => unreachable!("fsck has exit codes of its own and was taken out before"),
         Command::Status(a) => cmd::status::run(&a),

@@ -256,7 +256,7 @@ impl Core {
             Ok(method) => Fencing::Done(method),
             Err(e) => {
                 out.push(Output::Log(format!("fencing slot {s} incarnation {i} failed, trying again: {e}")));
-                Fencing::Failed(self.now + self.cfg.timing.beat_ms)
+                Fencing::Failed(self.now + 5 * self.cfg.timing.beat_ms)
             }
         };
         self.fencing.insert((s, i), state);

@@ -1,5 +1,6 @@
 //! One file per command; each is a thin parse over the crates that do the work.
 
+pub mod confirm_dead;
 pub mod dump;
 pub mod fsck;
 pub mod man;
