@@ -20,7 +20,7 @@ pub mod posix;
 mod view;
 
 pub use self::core::{Core, Counters, Dump, Input, Output};
-pub use cache::{CacheCounters, CacheDump, Handle, Hold, Hooks, LockCache, LockError, NoHooks, Requester};
+pub use cache::{Answer, CacheCounters, CacheDump, Handle, Hold, Hooks, Job, LockCache, LockError, NoHooks, Requester, Threads};
 pub use mode::{Mode, ModeSet};
 pub use msg::{Body, History, Hole, Msg, Record};
 pub use name::{Name, ValueBlock, merge};

@@ -13,10 +13,12 @@ pub mod check;
 pub mod checkpoint;
 pub mod data;
 pub mod dir;
+mod direct;
 pub mod error;
 pub mod extent;
 pub mod fuse;
 pub mod inode;
+pub mod machine;
 pub mod meta;
 pub mod mkfs;
 pub mod names;
@@ -26,7 +28,7 @@ pub mod orphan;
 mod pool;
 mod revoke;
 mod stats;
-mod syncer;
+pub mod syncer;
 pub mod system;
 #[cfg(test)]
 mod testkit;
@@ -35,5 +37,6 @@ pub mod volume;
 pub mod xattr;
 
 pub use error::{FsError, Step, Stop};
+pub use machine::Machine;
 pub use system::Fs;
 pub use volume::{Parts, Volume};

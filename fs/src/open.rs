@@ -11,7 +11,7 @@
 use crate::data::gate::IoGate;
 use crate::data::map::ExtentCache;
 use crate::data::right::Revoke;
-use luna_dlm::{Handle, Hold, LockCache, Mode};
+use luna_dlm::{Handle, Hold, LockCache, Mode, Threads};
 use luna_format::Ino;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -93,8 +93,10 @@ impl Node {
 }
 
 /// All nodes of the mount.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Nodes {
+    /// Stands for the system's threads, where they are not used.
+    threads: Option<Arc<dyn Threads>>,
     table: RwLock<HashMap<Ino, (Arc<Node>, u32)>>,
 }
 
@@ -124,11 +126,22 @@ impl Drop for NodeRef {
     }
 }
 
+impl std::fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nodes").finish_non_exhaustive()
+    }
+}
+
 impl Nodes {
+    /// An empty table; waits inside its nodes go through `threads`, where given.
+    pub(crate) fn on(threads: Option<Arc<dyn Threads>>) -> Self {
+        Self { threads, ..Self::default() }
+    }
+
     /// The node, made if it was not there.
     pub(crate) fn take(self: &Arc<Self>, ino: Ino, locks: &Arc<LockCache>) -> NodeRef {
         let mut t = self.table.write();
-        let (node, uses) = t.entry(ino).or_insert_with(|| (Arc::new(Node::new(ino, locks)), 0));
+        let (node, uses) = t.entry(ino).or_insert_with(|| (Arc::new(Node::new(ino, locks, self.threads.clone())), 0));
         *uses += 1;
         NodeRef { node: Arc::clone(node), nodes: Arc::clone(self) }
     }
@@ -138,18 +151,20 @@ impl Nodes {
         self.table.read().get(&ino).map(|(n, _)| Arc::clone(n))
     }
 
-    /// All nodes in use.
+    /// All nodes in use, in order.
     pub(crate) fn all(&self) -> Vec<Arc<Node>> {
-        self.table.read().values().map(|(n, _)| Arc::clone(n)).collect()
+        let mut all: Vec<Arc<Node>> = self.table.read().values().map(|(n, _)| Arc::clone(n)).collect();
+        all.sort_unstable_by_key(|n| n.ino);
+        all
     }
 }
 
 impl Node {
-    fn new(ino: Ino, locks: &Arc<LockCache>) -> Self {
+    fn new(ino: Ino, locks: &Arc<LockCache>, threads: Option<Arc<dyn Threads>>) -> Self {
         Self {
             ino,
             handle: locks.handle(&crate::names::inode(ino)),
-            gate: Arc::default(),
+            gate: Arc::new(IoGate::on(threads)),
             view: RwLock::default(),
             pending_mtime: AtomicI64::new(0),
             ahead: AtomicBool::new(false),

@@ -4,6 +4,7 @@
 //! and cached reads never come here. Jobs may wait for other hosts; what those hosts wait for is never a job in this queue
 //! (coming down runs on the lock cache's own workers).
 
+use luna_dlm::Threads;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,11 +37,21 @@ struct Shared {
 #[derive(Default)]
 pub(crate) struct Pool {
     shared: Arc<Shared>,
+    /// Runs the jobs instead of threads of this pool.
+    instead: Option<Arc<dyn Threads>>,
 }
 
 impl Pool {
+    /// A pool whose jobs run elsewhere, where that is given.
+    pub(crate) fn on(instead: Option<Arc<dyn Threads>>) -> Self {
+        Self { shared: Arc::default(), instead }
+    }
+
     /// Runs `job` on some thread, soon.
     pub(crate) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        if let Some(threads) = &self.instead {
+            return threads.spawn(Box::new(job));
+        }
         let mut s = self.shared.state.lock();
         s.jobs.push_back(Box::new(job));
         if s.idle >= s.jobs.len() {

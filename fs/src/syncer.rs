@@ -13,6 +13,13 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// When what was last done, since some beginning.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    home: Duration,
+    times: Duration,
+}
+
 /// Between two rounds.
 const ROUND: Duration = Duration::from_secs(1);
 /// Dirty metadata goes home at the latest after.
@@ -99,7 +106,7 @@ impl Syncer {
 }
 
 fn rounds(fs: &Weak<Fs>, alarm: &Alarm) {
-    let (mut home, mut times, mut out) = (Instant::now(), Instant::now(), false);
+    let (begun, mut rounds, mut out) = (Instant::now(), Rounds::default(), false);
     while alarm.wait() {
         let Some(fs) = fs.upgrade() else { return };
         if !out && fs.volume.check_active().is_err() {
@@ -107,18 +114,19 @@ fn rounds(fs: &Weak<Fs>, alarm: &Alarm) {
             let theirs = Arc::clone(&fs);
             fs.pool.spawn(move || theirs.drop_pages());
         }
-        if let Err(e) = fs.round(&mut home, &mut times) {
+        if let Err(e) = fs.round(&mut rounds, begun.elapsed()) {
             tracing::debug!(error = %e, "background round ended early");
         }
     }
 }
 
 impl Fs {
-    fn round(&self, home: &mut Instant, times: &mut Instant) -> Result<(), crate::FsError> {
+    /// What the background thread does every second; `now` is the time since the mount. Waits for no other host.
+    pub fn round(&self, r: &mut Rounds, now: Duration) -> Result<(), crate::FsError> {
         let v = &self.volume;
         v.check_active()?;
-        if times.elapsed() >= TIMES {
-            *times = Instant::now();
+        if now.saturating_sub(r.times) >= TIMES {
+            r.times = now;
             for n in self.nodes.all() {
                 if n.handle.mode() == Mode::Ex {
                     self.write_mtime(&n, Wait::No)?;
@@ -131,12 +139,12 @@ impl Fs {
         v.journal.flush_to(running).map_err(|e| v.journal_failed(&e))?;
         let (_, dirty) = v.meta.lock().counts();
         let used = v.journal.stats().used_blocks * 2 > v.sb.journal_blocks;
-        if dirty > MANY_DIRTY || used || (dirty > 0 && home.elapsed() >= HOME) {
-            *home = Instant::now();
+        if dirty > MANY_DIRTY || used || (dirty > 0 && now.saturating_sub(r.home) >= HOME) {
+            r.home = now;
             v.checkpoint()?;
         } else {
             if dirty == 0 {
-                *home = Instant::now();
+                r.home = now;
             }
             // two at once could discard what the other has given out again
             let _one = v.writeback.lock();

@@ -119,9 +119,12 @@ impl Listener for Ears {
 }
 
 impl Fs {
-    /// Wires a file system over `volume`. Then: `volume.locks.set_hooks(fs.hooks())`, mount.
+    /// Wires a file system over `volume`. Then: `volume.locks.set_hooks(fs.hooks())`, mount. Over a driven volume no thread is
+    /// started: whoever drives it calls [`Fs::round`] now and then.
     pub fn new(volume: Arc<Volume>, posix: Arc<PosixClient>, wake_reaper: WakeReaper) -> Arc<Self> {
-        let nodes = Arc::<Nodes>::default();
+        let threads = volume.machine.clone().map(|m| m as Arc<dyn luna_dlm::Threads>);
+        let driven = threads.is_some();
+        let nodes = Arc::new(Nodes::on(threads.clone()));
         let alarm = Arc::<crate::syncer::Alarm>::default();
         volume.listen(Arc::new(Ears { nodes: Arc::clone(&nodes), wake_reaper: Arc::clone(&wake_reaper), alarm: Arc::clone(&alarm) }));
         let fs = Arc::new(Self {
@@ -130,7 +133,7 @@ impl Fs {
             counters: Arc::default(),
             nodes,
             files: Files::default(),
-            pool: Arc::default(),
+            pool: Arc::new(Pool::on(threads)),
             in_flight: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             nudger: Arc::default(),
@@ -139,7 +142,9 @@ impl Fs {
             wake_reaper,
             syncer: parking_lot::Mutex::new(None),
         });
-        *fs.syncer.lock() = crate::syncer::start(&fs, alarm);
+        if !driven {
+            *fs.syncer.lock() = crate::syncer::start(&fs, alarm);
+        }
         fs
     }
 
@@ -244,7 +249,7 @@ impl Fs {
                 }
                 Ran::Done(None, _) if wait == Wait::No => return Ok(false),
                 // a reaper wants it: let it look, then look ourselves
-                Ran::Done(None, _) => std::thread::sleep(Duration::from_millis(attempt.min(20))),
+                Ran::Done(None, _) => self.volume.sleep(Duration::from_millis(attempt.min(20))),
             }
         }
         Err(FsError::Stale)
@@ -257,7 +262,7 @@ impl Fs {
             tracing::debug!(ino = shared.ino(), "handle closed with a transfer under way");
             let fs = Arc::clone(self);
             self.pool.spawn(move || {
-                std::thread::sleep(Duration::from_millis(1));
+                fs.volume.sleep(Duration::from_millis(1));
                 fs.close(shared);
             });
         }) else {

@@ -125,13 +125,13 @@ impl<'a> Tx<'a> {
         }
         if self.staged.contains_key(&f.block) {
             let s = &self.staged[&f.block];
-            return if s.kind == f.kind && s.owner == f.owner { Ok(&s.block) } else { Err(wrong(&f, s.kind).into()) };
+            return if s.kind == f.kind && s.owner == f.owner { Ok(&s.block) } else { Err(wrong(&f, s.kind)) };
         }
         match self.meta.get(f.block) {
             None => Err(Stop::Block(f)),
             // an image left over from an earlier use of the address, under another lock: read the block again
             Some(c) if c.lock != f.lock && c.dirty.is_none() => Err(Stop::Block(f)),
-            Some(c) if c.kind != f.kind || c.image.header().owner != f.owner => Err(wrong(&f, c.kind).into()),
+            Some(c) if c.kind != f.kind || c.image.header().owner != f.owner => Err(wrong(&f, c.kind)),
             Some(c) => Ok(&c.image),
         }
     }
@@ -186,6 +186,10 @@ impl<'a> Tx<'a> {
     }
 }
 
-fn wrong(f: &Fetch, found: Kind) -> luna_format::CheckError {
-    luna_format::CheckError::Kind { block: f.block, expected: f.kind, found: found as u16 }
+fn wrong(f: &Fetch, found: Kind) -> Stop {
+    // as when it is read from the LUN: the inode was freed, and its block serves another purpose now
+    if f.kind == Kind::Inode && found != Kind::Inode {
+        return FsError::Stale.into();
+    }
+    luna_format::CheckError::Kind { block: f.block, expected: f.kind, found: found as u16 }.into()
 }

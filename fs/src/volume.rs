@@ -9,6 +9,7 @@
 //! Not here: write-back (`checkpoint`), what the bodies do (`op`), FUSE.
 
 use crate::error::{Fetch, FsError, Step, Stop};
+use crate::machine::Machine;
 use crate::meta::{Busy, Meta};
 use crate::tx::{Effect, Rights, Tx};
 use luna_dlm::{Hold, LockCache, Mode, Name};
@@ -94,6 +95,8 @@ pub struct Volume {
     withdrawn: OnceLock<String>,
     on_withdraw: OnceLock<Tell>,
     last_ns: AtomicU64,
+    /// Stands for the system's clock and threads, where they are not used.
+    pub(crate) machine: Option<Arc<dyn Machine>>,
     /// Runs of bodies, and how many of them were repeats.
     pub runs: AtomicU64,
     /// Repeats.
@@ -126,6 +129,15 @@ type Held = BTreeMap<Name, (Mode, Hold)>;
 impl Volume {
     /// Assembles a volume.
     pub fn new(p: Parts) -> Arc<Self> {
+        Self::on(p, None)
+    }
+
+    /// The same on a machine that is not the real one.
+    pub fn driven(p: Parts, machine: Arc<dyn Machine>) -> Arc<Self> {
+        Self::on(p, Some(machine))
+    }
+
+    fn on(p: Parts, machine: Option<Arc<dyn Machine>>) -> Arc<Self> {
         Arc::new(Self {
             sb: p.sb,
             id: p.id,
@@ -143,6 +155,7 @@ impl Volume {
             withdrawn: OnceLock::new(),
             on_withdraw: OnceLock::new(),
             last_ns: AtomicU64::new(0),
+            machine,
             runs: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
         })
@@ -160,7 +173,7 @@ impl Volume {
 
     /// Nanoseconds since 1970; never the same twice and never falling on one host, so that a changed mtime always differs.
     pub fn now_ns(&self) -> i64 {
-        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let wall = self.machine.as_ref().map_or_else(crate::machine::wall_ns, |m| m.now_ns());
         let prev = self.last_ns.fetch_max(wall, Ordering::Relaxed);
         if prev < wall { wall as i64 } else { self.last_ns.fetch_add(1, Ordering::Relaxed) as i64 + 1 }
     }

@@ -148,6 +148,8 @@ pub(crate) fn free(tx: &mut Tx<'_>, ino: Ino, i: &Inode) -> Step<()> {
     if i.xattr_block == 0 {
         return Ok(());
     }
+    // read first: what the cache has of the address may be left over from another life of it, with an older version
+    tx.read(fetch(ino, i.xattr_block))?;
     alloc::free_meta(tx, i.xattr_block)?;
     inode::update(tx, ino, |i| (i.xattr_block, i.blocks) = (0, i.blocks.saturating_sub(1)))
 }

@@ -15,6 +15,9 @@ impl World {
         self.report.faults += 1;
         let n = self.hosts.len();
         let (i, j) = (self.rng.usize(0..n), self.rng.usize(0..n));
+        if self.fs.is_some() && self.rng.u8(0..2) == 0 {
+            return self.fs_fault(i);
+        }
         match self.rng.u8(0..10) {
             0 | 1 => self.kill(i),
             2 | 3 => self.stop(i),
@@ -70,6 +73,8 @@ impl World {
         self.lun.calm = true;
         for host in 0..self.hosts.len() {
             self.hosts[host].stopped_until = self.now;
+            self.hosts[host].away_until = 0;
+            self.fs_calm(host);
             self.at(0, Happening::Wake { host });
         }
         self.say("all is healed".to_owned());

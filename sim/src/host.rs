@@ -4,9 +4,10 @@
 //! process has a new life, a new router and new links; its incarnation comes from the membership core.
 
 use crate::Broken;
+use crate::fsw::side::Side;
 use crate::net::Peer;
 use crate::user::Entry;
-use crate::world::{Event, Fallible, Happening, World};
+use crate::world::{Event, Fallible, Happening, Sent, World};
 use luna_cluster::{Config, Core, FenceMethod, Gate, Input};
 use luna_dlm as dlm;
 use luna_node::router::{DiskJob, In, Notice, Out, Router};
@@ -19,6 +20,8 @@ pub(crate) struct Host {
     pub(crate) life: u64,
     pub(crate) process: Option<Process>,
     pub(crate) stopped_until: u64,
+    /// No path to the LUN until then.
+    pub(crate) away_until: u64,
     pub(crate) backlog: VecDeque<Event>,
 }
 
@@ -31,16 +34,22 @@ pub(crate) struct Process {
     pub(crate) peers: BTreeMap<u16, Peer>,
     pub(crate) serving: bool,
     pub(crate) withdrawn: bool,
+    /// Writes of its membership core to registers and log that have not landed.
+    pub(crate) deciding: usize,
+    /// Its requests go under its name.
+    named: bool,
     pub(crate) leaving: bool,
     evicted: bool,
     drained: bool,
     pub(crate) locks: BTreeMap<dlm::Name, Entry>,
     pub(crate) in_flight: usize,
+    /// The file system side, in a world of files.
+    pub(crate) side: Option<Side>,
 }
 
 impl Host {
     pub(crate) fn new(i: usize) -> Self {
-        Self { name: format!("host-{i}"), life: 0, process: None, stopped_until: 0, backlog: VecDeque::new() }
+        Self { name: format!("host-{i}"), life: 0, process: None, stopped_until: 0, away_until: 0, backlog: VecDeque::new() }
     }
 
     pub(crate) fn place(&self) -> Option<(u16, u64)> {
@@ -66,8 +75,9 @@ impl World {
             link_key: [0; 32],
         };
         let router = Router::new(Core::new(cfg, self.rng.u64(..)));
+        self.hosts[i].life += 1;
+        let side = self.fs_side(i);
         let h = &mut self.hosts[i];
-        h.life += 1;
         h.stopped_until = 0;
         h.process = Some(Process {
             router,
@@ -77,11 +87,14 @@ impl World {
             peers: BTreeMap::new(),
             serving: false,
             withdrawn: false,
+            deciding: 0,
+            named: false,
             leaving: false,
             evicted: false,
             drained: false,
             locks: BTreeMap::new(),
             in_flight: 0,
+            side,
         });
         self.say(format!("host {i} starts"));
         let phase = self.rng.u64(0..TICK);
@@ -92,16 +105,23 @@ impl World {
     /// The process is gone at once; what it handed to the LUN still lands. Its machine resets its connections.
     pub(crate) fn kill(&mut self, i: usize) {
         let h = &mut self.hosts[i];
-        if h.process.take().is_none() {
-            return;
-        }
+        let Some(p) = h.process.take() else { return };
+        let life = h.life;
         h.life += 1;
         h.backlog.clear();
+        if let (Some(who), Some(f)) = (p.place, &mut self.fs) {
+            f.oracle.gone(who);
+        }
+        if let Some(side) = p.side {
+            self.fs_killed(i, life, side);
+        }
         self.say(format!("host {i} ends"));
         self.check.progress.gone(i);
         self.reset_all_of(i);
-        let late = self.rng.u64(50..1500);
-        self.at(late, Happening::Start { host: i });
+        if !self.ending || self.last == Some(i) {
+            let late = self.rng.u64(50..1500);
+            self.at(late, Happening::Start { host: i });
+        }
     }
 
     pub(crate) fn tick(&mut self, i: usize) -> Fallible {
@@ -109,6 +129,7 @@ impl World {
         self.input(i, In::Cluster(Input::Tick))?;
         self.input(i, In::Dlm(dlm::Input::Tick))?;
         self.upkeep(i);
+        self.fs_pump(i, true)?;
         self.drained(i)
     }
 
@@ -130,6 +151,7 @@ impl World {
                 break;
             };
             p.router.step(self.now, next, &mut out);
+            self.fs_lease(i);
             for o in out.drain(..) {
                 self.perform(i, o)?;
             }
@@ -145,7 +167,12 @@ impl World {
                     DiskJob::Write(_, block, bytes, _) => self.note(i, 2, &[&block.to_le_bytes()[..], &bytes.0[..]].concat()),
                 }
                 let (late, life) = (self.latency(), self.hosts[i].life);
-                self.at(late, Happening::Lun { host: i, life, job });
+                if let (DiskJob::Write(_, block, ..), Some(p)) = (&job, &mut self.hosts[i].process) {
+                    p.deciding += usize::from(*block >= self.area.px_start);
+                }
+                let named = self.hosts[i].process.as_ref().filter(|p| p.named).and_then(|p| p.place);
+                let sent = Sent { who: named, power: self.fs.as_ref().map_or(0, |f| f.power) };
+                self.at(late, Happening::Lun { host: i, life, job, sent });
             }
             Out::Send { to, packet } => {
                 let early = self.hosts[i].process.as_ref().is_some_and(|p| !p.serving);
@@ -160,14 +187,26 @@ impl World {
                 self.forget_all(i);
                 if let Some(p) = &mut self.hosts[i].process {
                     p.place = Some((slot, incarnation));
+                    if let Some(s) = &p.side {
+                        *s.door.who.lock() = Some((slot, incarnation));
+                    }
                 }
             }
             Out::Learn(slot, incarnation, addresses, _) => self.learn(i, slot, incarnation, &addresses),
             Out::Forget(slot, incarnation) => self.forget(i, slot, incarnation),
+            Out::LocksGranted(name, mode, value) if self.fs.is_some() => return self.fs_locks(i, |l| l.granted(&name, mode, value)),
+            Out::LocksDenied(name, mode) if self.fs.is_some() => return self.fs_locks(i, |l| l.denied(&name, mode)),
+            Out::LocksBast(name, mode, polite) if self.fs.is_some() => {
+                let deaf = self.setup.broken == Some(Broken::IgnoresBasts) && !polite;
+                return if deaf { Ok(()) } else { self.fs_locks(i, |l| l.bast(&name, mode, polite)) };
+            }
             Out::LocksGranted(name, mode, _) => return self.locks_granted(i, name, mode),
             Out::LocksDenied(name, mode) => return self.locks_denied(i, name, mode),
             Out::LocksBast(name, mode, polite) => return self.locks_bast(i, name, mode, polite),
-            Out::LocksWithdrawn => self.withdraw(i),
+            Out::LocksWithdrawn => {
+                self.fs_withdraw(i, "the lock manager was shut out");
+                self.withdraw(i);
+            }
             Out::PosixDone(..) => {}
             Out::Gate { open } => self.note(i, 4, &[u8::from(open)]),
             Out::Garbage => return Err(format!("wire: host {i} got something that is no packet")),
@@ -183,6 +222,13 @@ impl World {
                 self.check.members.joined((slot, incarnation))?;
                 let late = self.rng.u64(5..300);
                 self.later(late, i, Event::Serve);
+                if self.fs.is_some()
+                    && let Some(p) = &mut self.hosts[i].process
+                {
+                    p.named = true;
+                    // what went without a name has landed by then
+                    self.later(self.timing.request_ms, i, Event::Input(Box::new(In::Cluster(Input::NamedAtTarget))));
+                }
             }
             Notice::Refused(why) => {
                 self.say(format!("host {i} is refused: {why}"));
@@ -190,6 +236,7 @@ impl World {
             }
             Notice::Evicted(why) => {
                 self.say(format!("host {i} is shut out: {why}"));
+                self.fs_withdraw(i, &why);
                 self.withdraw(i);
                 self.forget_all(i);
                 if let Some(p) = &mut self.hosts[i].process {
@@ -199,13 +246,24 @@ impl World {
                 return self.drained(i);
             }
             Notice::Left => self.later(1, i, Event::Exit),
+            Notice::Fence(slot, incarnation, at_target) if self.fs.is_some() => self.fs_fence(i, (slot, incarnation), at_target),
             Notice::Fence(slot, incarnation, _) => {
                 let done = Input::FenceDone { slot, incarnation, result: Ok(FenceMethod::Lease) };
                 self.later(1, i, Event::Input(Box::new(In::Cluster(done))));
             }
+            Notice::Replay(slot, incarnation, epoch) if self.fs.is_some() => {
+                self.fs_fenced(slot, incarnation)?;
+                self.fs_replay(i, (slot, incarnation), epoch)?;
+            }
             Notice::Replay(slot, incarnation, _) => self.replay(i, (slot, incarnation))?,
-            Notice::Recovered(slot, incarnation) => self.check.members.thawed((slot, incarnation))?,
+            Notice::Recovered(slot, incarnation) => {
+                self.check.members.thawed((slot, incarnation))?;
+                self.fs_sweep(i, slot)?;
+            }
             Notice::Epoch(epoch) => {
+                if let Some(fs) = self.side(i).and_then(|s| s.fs.as_ref()) {
+                    fs.volume.epoch.store(epoch, std::sync::atomic::Ordering::Relaxed);
+                }
                 let Some(p) = &self.hosts[i].process else { return Ok(()) };
                 let (Some(me), Some(v)) = (p.place, p.router.view()) else { return Ok(()) };
                 let has_it = v.members.iter().any(|m| (m.slot, m.incarnation) == me);
@@ -228,7 +286,10 @@ impl World {
     /// A host that was shut out says so when none of its writes is under way.
     fn drained(&mut self, i: usize) -> Fallible {
         let Some(p) = &mut self.hosts[i].process else { return Ok(()) };
-        if p.evicted && !p.drained && p.in_flight == 0 {
+        let flying = p.side.is_some() && self.fs.as_ref().is_some_and(|f| !f.medium.lock().flights_of((i, self.hosts[i].life)).is_empty());
+        let Some(p) = &mut self.hosts[i].process else { return Ok(()) };
+        let flying = flying || p.side.is_some() && p.deciding > 0;
+        if p.evicted && !p.drained && p.in_flight == 0 && !flying {
             p.drained = true;
             return self.input(i, In::Cluster(Input::Drained));
         }

@@ -27,8 +27,12 @@ impl World {
         if let Some(p) = &mut self.hosts[i].process {
             p.serving = true;
         }
-        self.input(i, In::Serving)?;
-        self.later(1, i, Event::Want);
+        if self.fs.is_some() {
+            self.fs_serve(i)?;
+        } else {
+            self.input(i, In::Serving)?;
+            self.later(1, i, Event::Want);
+        }
         self.later(50, i, Event::MailRound);
         Ok(())
     }
@@ -212,11 +216,15 @@ impl World {
     pub(crate) fn leave(&mut self, i: usize) -> Fallible {
         let Some(p) = self.hosts[i].process.as_mut().filter(|p| p.serving && !p.withdrawn && !p.leaving) else { return Ok(()) };
         p.leaving = true;
-        p.withdrawn = true;
+        p.withdrawn = p.side.is_none();
         p.locks.clear();
         self.say(format!("host {i} leaves"));
         self.check.progress.gone(i);
         self.input(i, In::Cluster(Input::LeaveRequested))?;
+        if self.fs.is_some() {
+            self.later(20_000, i, Event::Exit);
+            return self.fs_leave(i);
+        }
         self.later(2 * self.timing.request_ms, i, Event::Input(Box::new(In::Cluster(Input::JournalClean))));
         self.later(20_000, i, Event::Exit);
         Ok(())

@@ -2,23 +2,27 @@
 //!
 //! Each host runs the router of `node` (with the membership core and the lock manager in it) and `node`'s links, the very
 //! code of a real mount; around it are simulated: time, TCP (delay, loss of connections, cuts, duplicates), mail through the
-//! LUN, the LUN itself (delays, errors, writes that land after their writer died), and programs that want locks and change
-//! data under them. A run has two phases: faults of all kinds, in which nothing unsafe may happen; then everything is healed
-//! and every wait must end ([`run`]). The same [`Setup`] gives the same run, bit for bit ([`Report::trace`]).
+//! LUN, the LUN itself. A run has two phases: faults of all kinds, in which nothing unsafe may happen; then everything is healed
+//! and must get on ([`run`]). The same [`Setup`] gives the same run, bit for bit ([`Report::trace`]).
+//!
+//! There are two worlds. In that of *locks* a small stand-in takes locks and changes counters: fast, for the protocols. In that of
+//! *files* each host has the production lock cache, volume, data path and journal, guests that use them, and replays that are
+//! real; an oracle knows what they were promised.
 //!
 //! | part | here |
 //! |---|---|
 //! | events and time | `world`; what a process does | `host` |
-//! | TCP, mail | `net`; LUN | `lun`; faults | `faults` |
-//! | lock cache stand-in | `user`; programs | `jobs`; properties | `check/` |
+//! | TCP, mail | `net`; cluster blocks of the LUN | `lun`; faults | `faults` |
+//! | world of locks | `user`, `jobs`; properties | `check/` |
+//! | world of files | `fsw/` |
 //!
-//! What it does not run yet: the file system, the journal (a replay is a delay that may fail), `LockCache` and `PosixClient`
-//! with their threads (a small stand-in takes locks), the bytes of mail blocks, `peers` itself (its rules are repeated in
-//! `net`, because it owns sockets and threads), clock drift, byte-range locks, targets that can fence.
+//! What it does not run: `PosixClient` and byte-range locks, the kernel's page cache, the bytes of mail blocks, `peers` itself (its
+//! rules are repeated in `net`, because it owns sockets and threads), clock drift.
 #![forbid(unsafe_code)]
 
 mod check;
 mod faults;
+mod fsw;
 mod host;
 mod jobs;
 mod lun;
@@ -26,6 +30,7 @@ mod net;
 mod user;
 mod world;
 
+pub use fsw::Stats;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A rule taken away on purpose, to show that the checkers would notice.
@@ -42,6 +47,53 @@ pub enum Broken {
     AcksForAnOlderIncarnation,
     /// Holders do not hear that others want their locks.
     IgnoresBasts,
+    /// A restarted process does not see its own Paxos register.
+    ForgetsItsRegister,
+    /// The target says that it fenced a host, and did nothing.
+    FenceDoesNothing,
+    /// Where there is nothing but time to fence with, nobody waits.
+    DoesNotWaitForTheLease,
+    /// What a dead host held is granted when it is fenced, not when it is recovered.
+    ThawsBeforeRecovery,
+    /// A lock goes to the next host without what was changed under it.
+    GivesLocksBackDirty,
+    /// What was cached under a lock is kept when the lock goes.
+    RemembersWithoutALock,
+    /// Flushes and forced writes are answered when the target's cache has them.
+    AnswersBeforeDurable,
+    /// fsync and sync answer at once.
+    SyncsInWordsOnly,
+    /// Replay writes what it has, whatever is there.
+    ReplaysWithoutVersions,
+    /// Replay leaves home blocks alone that are torn.
+    LeavesTornBlocks,
+    /// Replay does not write the journal's new header.
+    LeavesTheJournalDirty,
+    /// Freed blocks are handed out before the transaction that freed them is durable.
+    ReusesFreedBlocksAtOnce,
+}
+
+impl Broken {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::DropsEarlyLockMessages,
+        Self::DeliversTwice,
+        Self::WritesThroughAShutGate,
+        Self::AcksForAnOlderIncarnation,
+        Self::IgnoresBasts,
+        Self::ForgetsItsRegister,
+        Self::FenceDoesNothing,
+        Self::DoesNotWaitForTheLease,
+        Self::ThawsBeforeRecovery,
+        Self::GivesLocksBackDirty,
+        Self::RemembersWithoutALock,
+        Self::AnswersBeforeDurable,
+        Self::SyncsInWordsOnly,
+        Self::ReplaysWithoutVersions,
+        Self::LeavesTornBlocks,
+        Self::LeavesTheJournalDirty,
+        Self::ReusesFreedBlocksAtOnce,
+    ];
 }
 
 /// One run.
@@ -53,6 +105,10 @@ pub struct Setup {
     pub hosts: usize,
     /// How long there are faults, in simulated milliseconds.
     pub faults_ms: u64,
+    /// Files and the production file system, or locks only.
+    pub files: bool,
+    /// Prints everything as it happens, for whoever has to read a seed.
+    pub talk: bool,
     /// A rule to take away.
     pub broken: Option<Broken>,
 }
@@ -60,7 +116,12 @@ pub struct Setup {
 impl Setup {
     /// The usual run of a seed.
     pub fn of(seed: u64) -> Self {
-        Self { seed, hosts: 0, faults_ms: 40_000, broken: None }
+        Self { seed, hosts: 0, faults_ms: 40_000, files: false, talk: false, broken: None }
+    }
+
+    /// The usual run of a seed over files.
+    pub fn files(seed: u64) -> Self {
+        Self { faults_ms: 8_000, files: true, ..Self::of(seed) }
     }
 }
 
@@ -85,6 +146,8 @@ pub struct Report {
     pub stale_reads: u64,
     /// Longest wait for a lock, in simulated milliseconds.
     pub longest_wait_ms: u64,
+    /// What happened to files.
+    pub files: Stats,
 }
 
 /// A property that did not hold.

@@ -3,24 +3,19 @@
 //! A write lands when its time comes, whether its writer still lives or not; an answer reaches only the life that asked. A
 //! failed write may have landed. Not here: flushes (a forced write and a plain one are the same: nothing is lost).
 
-use crate::world::{Event, Fallible, Happening, World};
+use crate::Broken;
+use crate::fsw::medium::Shared;
+use crate::world::{Event, Fallible, Happening, Sent, World};
 use luna_cluster::Input;
-use luna_format::Block;
-use luna_format::cluster::{DECIDE_EVICT, DECIDE_LEAVE, DECIDE_RECOVERED, read_record};
+use luna_format::cluster::{DECIDE_EVICT, DECIDE_FENCED, DECIDE_LEAVE, DECIDE_RECOVERED, read_record};
+use luna_format::{BLOCK_U64, Block};
 use luna_node::router::{DiskJob, In};
-use std::collections::BTreeMap;
 
 /// The blocks, and whether the LUN is well.
 pub(crate) struct Lun {
-    blocks: BTreeMap<u64, Block>,
+    pub(crate) medium: Shared,
     /// No slow answers and no errors.
     pub(crate) calm: bool,
-}
-
-impl Default for Lun {
-    fn default() -> Self {
-        Self { blocks: BTreeMap::new(), calm: true }
-    }
 }
 
 impl World {
@@ -30,18 +25,35 @@ impl World {
         if self.rng.u8(0..100) < slow { self.rng.u64(1..self.timing.request_ms - 20) } else { self.rng.u64(1..4) }
     }
 
-    pub(crate) fn lun_job(&mut self, host: usize, life: u64, job: DiskJob) -> Fallible {
-        let fails = !self.lun.calm && self.rng.u8(0..100) < 3;
+    pub(crate) fn lun_job(&mut self, host: usize, life: u64, job: DiskJob, sent: Sent) -> Fallible {
+        if sent.power != self.fs.as_ref().map_or(0, |f| f.power) {
+            // the target lost power with it
+            return Ok(());
+        }
+        let h = &mut self.hosts[host];
+        if let (DiskJob::Write(_, block, ..), Some(p)) = (&job, h.process.as_mut().filter(|_| h.life == life)) {
+            p.deciding -= usize::from(*block >= self.area.px_start);
+        }
+        let refused = self.lun.medium.lock().refuses(sent.who);
+        if refused {
+            self.refused(host, life);
+        }
+        let away = self.hosts[host].away_until > self.now || refused;
+        let fails = away || !self.lun.calm && self.rng.u8(0..100) < 3;
         let input = match job {
             DiskJob::Read(token, start, count) => {
-                let block = |b| self.lun.blocks.get(&b).cloned().unwrap_or_else(Block::zeroed);
+                let medium = self.lun.medium.lock();
+                let own = self.setup.broken == Some(Broken::ForgetsItsRegister)
+                    && count == 1
+                    && (self.area.px_start..self.area.log_start).contains(&start);
+                let block = |b| if own { Block::zeroed() } else { medium.block(b) };
                 let result = if fails { Err("EIO".to_owned()) } else { Ok((start..start + count).map(block).collect()) };
                 Input::ReadDone { token, result }
             }
-            DiskJob::Write(token, block, bytes, _) => {
+            DiskJob::Write(token, block, bytes, forced) => {
                 // a failed write may have landed or not
-                if !fails || self.rng.bool() {
-                    self.landed(block, &bytes)?;
+                if !away && (!fails || self.rng.bool()) {
+                    self.landed(block, &bytes, sent, forced)?;
                 }
                 let result = if fails { Err("EIO".to_owned()) } else { Ok(()) };
                 Input::WriteDone { token, result }
@@ -52,7 +64,17 @@ impl World {
         Ok(())
     }
 
-    fn landed(&mut self, block: u64, bytes: &Block) -> Fallible {
+    /// The target has fenced this host: it hears so from the target, whatever its core knows.
+    fn refused(&mut self, host: usize, life: u64) {
+        if self.hosts[host].life == life && self.hosts[host].process.as_ref().is_some_and(|p| !p.withdrawn) {
+            self.say(format!("host {host} is refused by the target"));
+            self.fs_withdraw(host, "the target refuses this host");
+            self.withdraw(host);
+            self.later(500, host, Event::Exit);
+        }
+    }
+
+    fn landed(&mut self, block: u64, bytes: &Block, sent: Sent, forced: bool) -> Fallible {
         let a = self.area;
         if block >= a.log_start {
             let read = read_record(bytes, a.volume, a.log_start, a.log_blocks, block - a.log_start);
@@ -65,9 +87,22 @@ impl World {
                     DECIDE_RECOVERED | DECIDE_LEAVE => self.check.locks.over(who),
                     _ => {}
                 }
+                self.fs_decided(kind, who)?;
             }
         }
-        self.lun.blocks.insert(block, bytes.clone());
+        self.lun.medium.lock().write(sent.who, block * BLOCK_U64, &bytes.0, forced);
+        self.medium_is_right()
+    }
+
+    /// A decision is on the LUN: what follows from it for files.
+    fn fs_decided(&mut self, kind: u16, who: crate::check::Who) -> Fallible {
+        let Some(f) = &mut self.fs else { return Ok(()) };
+        match kind {
+            DECIDE_FENCED => f.medium.lock().is_fenced(who),
+            DECIDE_RECOVERED => f.oracle.recovered(who)?,
+            DECIDE_LEAVE => f.oracle.left(who)?,
+            _ => {}
+        }
         Ok(())
     }
 }

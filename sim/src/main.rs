@@ -1,7 +1,7 @@
 //! `luna-sim`: runs seeds and says what they were. The seed comes first and last, so that a run that hangs or dies names it.
 
 use clap::Parser;
-use luna_sim::{Report, Setup, run};
+use luna_sim::{Broken, Report, Setup, Stats, run};
 
 /// Simulates clusters of Luna hosts with faults, one seed after the other.
 #[derive(Parser)]
@@ -15,29 +15,69 @@ struct Args {
     /// Hosts in each run; 0: the seed says.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=8))]
     hosts: u8,
-    /// Simulated milliseconds of faults in each run.
-    #[arg(long, default_value_t = 40_000)]
+    /// Simulated milliseconds of faults in each run; 0: as usual (40 s for locks, 8 s for files).
+    #[arg(long, default_value_t = 0)]
     faults_ms: u64,
+    /// A rule to take away (see `Broken`), to see it noticed: seeds that notice are counted.
+    #[arg(long)]
+    broken: Option<String>,
+    /// Print everything as it happens.
+    #[arg(long)]
+    talk: bool,
+    /// What is run: only locks, or the production file system too.
+    #[arg(long, value_enum, default_value_t = Which::Both)]
+    world: Which,
+}
+
+/// Worlds.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Which {
+    Locks,
+    Fs,
+    Both,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let first = args.seed.unwrap_or_else(|| fastrand::u64(0..1 << 32));
     println!("seeds {first}..{}", first + args.seeds);
+    for (files, name) in [(false, "locks"), (true, "fs")] {
+        if args.world == Which::Both || (args.world == Which::Fs) == files {
+            world(&args, first, files, name)?;
+        }
+    }
+    println!("all well: seeds {first}..{}", first + args.seeds);
+    Ok(())
+}
+
+/// All seeds of one world.
+fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()> {
+    let begun = std::time::Instant::now();
+    let broken = args.broken.as_ref().and_then(|b| Broken::ALL.into_iter().find(|x| format!("{x:?}") == *b));
+    anyhow::ensure!(broken.is_some() == args.broken.is_some(), "rules that can be taken away: {:?}", Broken::ALL);
+    let mut noticed = 0;
     let mut sum = Report::default();
     for seed in first..first + args.seeds {
-        let setup = Setup { hosts: usize::from(args.hosts), faults_ms: args.faults_ms, ..Setup::of(seed) };
-        match run(&setup) {
+        let usual = if files { Setup::files(seed) } else { Setup::of(seed) };
+        let faults_ms = if args.faults_ms == 0 { usual.faults_ms } else { args.faults_ms };
+        match run(&Setup { hosts: usize::from(args.hosts), faults_ms, talk: args.talk, broken, ..usual }) {
             Ok(r) => add(&mut sum, &r),
+            Err(v) if broken.is_some() && !args.talk => {
+                noticed += 1;
+                println!("{v}");
+            }
             Err(v) => {
                 eprintln!("{}", v.tail);
-                println!("again with: luna-sim --seeds 1 --seed {seed} --hosts {} --faults-ms {}", args.hosts, args.faults_ms);
+                println!("again with: luna-sim --world {name} --seeds 1 --seed {seed} --hosts {} --faults-ms {faults_ms}", args.hosts);
                 return Err(v.into());
             }
         }
     }
+    if broken.is_some() {
+        println!("{name}: {noticed} of {} seeds notice", args.seeds);
+    }
     println!(
-        "{:.1} simulated hours, {} faults, {} evictions, {} messages, {} grants, {} writes, {} stale reads, longest wait {} ms",
+        "{name}: {:.1} simulated hours, {} faults, {} evictions, {} messages, {} grants, {} writes, {} stale reads, longest wait {} ms",
         sum.simulated_ms as f64 / 3_600_000.0,
         sum.faults,
         sum.evictions,
@@ -47,7 +87,10 @@ fn main() -> anyhow::Result<()> {
         sum.stale_reads,
         sum.longest_wait_ms
     );
-    println!("trace {:016x}; all well: seeds {first}..{}", sum.trace, first + args.seeds);
+    if files {
+        println!("{name}: {:?}", sum.files);
+    }
+    println!("{name}: {:.1} seeds a second, trace {:016x}", args.seeds as f64 / begun.elapsed().as_secs_f64(), sum.trace);
     Ok(())
 }
 
@@ -61,4 +104,18 @@ fn add(sum: &mut Report, r: &Report) {
     sum.writes += r.writes;
     sum.stale_reads += r.stale_reads;
     sum.longest_wait_ms = sum.longest_wait_ms.max(r.longest_wait_ms);
+    sum.files = add_files(sum.files, r.files);
+}
+
+fn add_files(a: Stats, b: Stats) -> Stats {
+    Stats {
+        operations: a.operations + b.operations,
+        lost: a.lost + b.lost,
+        cells: a.cells + b.cells,
+        crash_points: a.crash_points + b.crash_points,
+        power_cuts: a.power_cuts + b.power_cuts,
+        replays: a.replays + b.replays,
+        requests: a.requests + b.requests,
+        late_writes: a.late_writes + b.late_writes,
+    }
 }

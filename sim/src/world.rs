@@ -3,7 +3,8 @@
 //! A stopped host (SIGSTOP) keeps its events in a backlog, in order, and takes them when it goes on, as if nothing had
 //! happened. Events carry the life of the process they are for: those of a dead one fall on the floor. Not here: what events do.
 
-use crate::check::Checks;
+use crate::check::{Checks, Who};
+use crate::fsw::Files;
 use crate::host::Host;
 use crate::lun::Lun;
 use crate::net::{Mail, Net, Packet};
@@ -12,6 +13,7 @@ use luna_cluster::{Area, Timing};
 use luna_dlm::{Mode, Name};
 use luna_node::router::{DiskJob, In};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 pub(crate) type Fallible = Result<(), String>;
 
@@ -29,6 +31,9 @@ pub(crate) enum Event {
     Mail(Mail),
     MailRound,
     Want,
+    FsResume { id: u64 },
+    FsGuest,
+    FsRound,
     HoldWork { name: Name, id: u64, mode: Mode },
     HoldWritten { name: Name, id: u64, base: u64 },
     HoldEnd { name: Name, id: u64, saw: Option<Saw> },
@@ -36,11 +41,19 @@ pub(crate) enum Event {
     Exit,
 }
 
+/// Under which name a request of the membership core went to the target, and how often that had lost power by then.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sent {
+    pub(crate) who: Option<Who>,
+    pub(crate) power: u64,
+}
+
 /// Something that happens whoever lives.
 pub(crate) enum Happening {
     For { host: usize, life: u64, event: Event },
     Wake { host: usize },
-    Lun { host: usize, life: u64, job: DiskJob },
+    Lun { host: usize, life: u64, job: DiskJob, sent: Sent },
+    FsLand { flight: u64 },
     Land { host: usize, life: u64, who: (u16, u64), name: Name, id: u64, base: u64 },
     Fault,
     Heal { pair: (usize, usize) },
@@ -63,6 +76,12 @@ pub(crate) struct World {
     pub(crate) faulty: bool,
     pub(crate) wanting: bool,
     pub(crate) next_id: u64,
+    /// The world of files, if this run has one.
+    pub(crate) fs: Option<Files>,
+    /// Nobody comes back any more.
+    pub(crate) ending: bool,
+    /// Except this one.
+    pub(crate) last: Option<usize>,
     queue: BTreeMap<(u64, u64), Happening>,
     order: u64,
     log: VecDeque<String>,
@@ -74,13 +93,20 @@ impl World {
         let n = if setup.hosts == 0 { rng.usize(2..=8) } else { setup.hosts.clamp(2, 8) };
         let slots = if rng.u8(0..3) == 0 { n as u16 } else { 8 };
         let s = u64::from(slots);
-        let area = Area { volume: [3; 16], slots, beat_start: 8, px_start: 8 + s, log_start: 8 + 2 * s, log_blocks: 64 };
+        let plain = Area { volume: [3; 16], slots, beat_start: 8, px_start: 8 + s, log_start: 8 + 2 * s, log_blocks: 64 };
+        let (fs, area) = if setup.files {
+            let (f, area) = Files::new(slots, rng.u8(0..3) > 0, rng.u8(0..4) == 0);
+            (Some(f), area)
+        } else {
+            (None, plain)
+        };
+        let medium = fs.as_ref().map(|f| Arc::clone(&f.medium)).unwrap_or_default();
         Self {
             setup: *setup,
             now: 1000,
             hosts: (0..n).map(Host::new).collect(),
             net: Net::default(),
-            lun: Lun::default(),
+            lun: Lun { medium, calm: true },
             check: Checks::default(),
             timing: Timing { raft_tick_ms: 20, ..Timing::shrunk(10) },
             area,
@@ -88,6 +114,9 @@ impl World {
             faulty: false,
             wanting: true,
             next_id: 0,
+            fs,
+            ending: false,
+            last: None,
             queue: BTreeMap::new(),
             order: 0,
             log: VecDeque::new(),
@@ -107,6 +136,9 @@ impl World {
         self.heal_all();
         let bound = 4 * self.timing.wait_ms() + 20_000;
         self.must(bound, "the cluster does not heal", Self::healthy)?;
+        if self.fs.is_some() {
+            return self.fs_end(bound);
+        }
         self.wanting = false;
         self.must(bound, "waits do not end", |w| w.check.progress.all_ended())?;
         self.sweep()?;
@@ -114,13 +146,17 @@ impl World {
     }
 
     /// Runs until `done`, for at most `limit`.
-    fn must(&mut self, limit: u64, what: &str, done: impl Fn(&Self) -> bool) -> Fallible {
+    pub(crate) fn must(&mut self, limit: u64, what: &str, done: impl Fn(&Self) -> bool) -> Fallible {
         let end = self.now + limit;
         while !done(self) {
             if self.now >= end {
                 for i in 0..self.hosts.len() {
                     let core = self.hosts[i].process.as_ref().map(|p| format!("{:?}", p.router.cluster()));
                     self.say(format!("host {i}: {}", core.unwrap_or_else(|| "down".to_owned())));
+                    if self.fs.is_some() {
+                        self.say(self.fs_describe(i));
+                        continue;
+                    }
                     self.say(self.describe_links(i));
                 }
                 return Err(format!(
@@ -152,10 +188,16 @@ impl World {
                 break;
             }
             self.now = entry.key().0;
+            if let Some(f) = &self.fs {
+                f.clock.store(self.now, std::sync::atomic::Ordering::Relaxed);
+            }
             let h = entry.remove();
             self.happen(h)?;
         }
         self.now = until;
+        if let Some(f) = &self.fs {
+            f.clock.store(until, std::sync::atomic::Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -180,7 +222,8 @@ impl World {
                 }
                 Ok(())
             }
-            Happening::Lun { host, life, job } => self.lun_job(host, life, job),
+            Happening::Lun { host, life, job, sent } => self.lun_job(host, life, job, sent),
+            Happening::FsLand { flight } => self.fs_land(flight),
             Happening::Land { host, life, who, name, id, base } => {
                 self.check.data.land(who, name, base, &self.check.members)?;
                 self.at(1, Happening::For { host, life, event: Event::HoldWritten { name, id, base: base + 1 } });
@@ -213,6 +256,7 @@ impl World {
                 Ok(())
             }
             Event::Want => self.random_want(host),
+            e @ (Event::FsResume { .. } | Event::FsGuest | Event::FsRound) => self.fs_event(host, e),
             Event::HoldWork { name, id, mode } => self.work(host, name, id, mode),
             Event::HoldWritten { name, id, base } => self.written(host, name, id, base),
             Event::HoldEnd { name, id, saw } => self.hold_end(host, name, id, saw),
@@ -237,6 +281,9 @@ impl World {
     /// A line for whoever has to read a violation.
     pub(crate) fn say(&mut self, line: String) {
         self.note(usize::MAX, 255, line.as_bytes());
+        if self.setup.talk {
+            eprintln!("{:>7} {line}", self.now);
+        }
         if self.log.len() >= 80 {
             self.log.pop_front();
         }
@@ -255,6 +302,7 @@ impl World {
             writes: self.check.data.writes,
             stale_reads: self.check.data.stale_reads,
             longest_wait_ms: self.check.progress.longest_ms,
+            files: self.fs.as_ref().map(|f| f.stats).unwrap_or_default(),
             ..self.report
         }
     }

@@ -27,15 +27,17 @@
 //! It does not know what a name means, does no I/O itself, and never calls a hook or waker with a lock of its own taken.
 
 mod entry;
+mod threads;
 mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use parking_lot::{MutexGuard, RwLock};
 
 use self::entry::{Busy, Entry, Slow, Step, Waiter, Wake, Waker};
+pub use self::threads::{Answer, Job, Threads};
 use self::workers::Workers;
 use crate::mode::{Mode, ModeSet};
 use crate::name::{Name, ValueBlock, merge};
@@ -244,17 +246,19 @@ pub struct LockCache {
     hooks: RwLock<Arc<dyn Hooks>>,
     withdrawn: AtomicBool,
     workers: Workers,
+    threads: Option<Arc<dyn Threads>>,
     counts: Counts,
 }
 
 impl LockCache {
-    fn build(requester: Option<Arc<dyn Requester>>) -> Arc<Self> {
+    fn build(requester: Option<Arc<dyn Requester>>, threads: Option<Arc<dyn Threads>>) -> Arc<Self> {
         Arc::new(Self {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             requester,
             hooks: RwLock::new(Arc::new(NoHooks)),
             withdrawn: AtomicBool::new(false),
             workers: Workers::new(WORKERS),
+            threads,
             counts: Counts::default(),
         })
     }
@@ -262,13 +266,19 @@ impl LockCache {
     /// A cache that asks `requester` for what it does not have.
     #[must_use]
     pub fn new(requester: Arc<dyn Requester>) -> Arc<Self> {
-        Self::build(Some(requester))
+        Self::build(Some(requester), None)
+    }
+
+    /// The same without threads of its own: `threads` runs the come-down jobs and keeps whoever has to wait.
+    #[must_use]
+    pub fn driven(requester: Arc<dyn Requester>, threads: Arc<dyn Threads>) -> Arc<Self> {
+        Self::build(Some(requester), Some(threads))
     }
 
     /// A cache without a cluster: every request is granted at once, exactly as asked. For mkfs, fsck and tests.
     #[must_use]
     pub fn local() -> Arc<Self> {
-        Self::build(None)
+        Self::build(None, None)
     }
 
     /// Sets who is told when rights come and go. Set it before the first hold.
@@ -487,20 +497,10 @@ impl LockCache {
         if let Some(hold) = try_hold_entry(&entry, mode) {
             return if self.is_withdrawn() { Err(LockError::Withdrawn) } else { Ok(hold) };
         }
-        let slot = Arc::new((Mutex::new(None), Condvar::new()));
-        let theirs = Arc::clone(&slot);
-        let waker = move |result| {
-            *theirs.0.lock() = Some(result);
-            theirs.1.notify_one();
-        };
-        self.want_entry(&entry, mode, noqueue, Box::new(waker));
-        let mut answer = slot.0.lock();
-        loop {
-            if let Some(result) = answer.take() {
-                return result;
-            }
-            slot.1.wait(&mut answer);
-        }
+        let answer = Arc::new(Answer::default());
+        let theirs = Arc::clone(&answer);
+        self.want_entry(&entry, mode, noqueue, Box::new(move |result| theirs.give(result)));
+        answer.take(self.threads.as_deref())
     }
 
     /// Does what the entry's state asks for until there is nothing left to do.
@@ -514,7 +514,11 @@ impl LockCache {
                 Step::ComeDown { from, to } => {
                     drop(slow);
                     let (cache, entry) = (Arc::clone(self), Arc::clone(entry));
-                    self.workers.push(Box::new(move || cache.come_down(&entry, from, to)));
+                    let job: Job = Box::new(move || cache.come_down(&entry, from, to));
+                    match &self.threads {
+                        Some(threads) => threads.spawn(job),
+                        None => self.workers.push(job),
+                    }
                 }
                 Step::Request { mode, noqueue } => self.request(entry, &mut slow, mode, noqueue),
                 Step::Busy { wanted } => {

@@ -4,6 +4,7 @@
 //! here: several hosts and lost messages, which the simulator has.
 
 use super::*;
+use parking_lot::Mutex;
 
 fn name(i: u8) -> Name {
     let mut name = Name::default();

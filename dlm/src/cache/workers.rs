@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-/// One piece of work.
-pub(super) type Job = Box<dyn FnOnce() + Send>;
+use super::threads::Job;
 
 #[derive(Default)]
 struct Queue {

@@ -5,6 +5,7 @@
 //! Entering shared never waits: who finds the gate closed goes the slow way. **Rights come first**: nobody waits for a lock
 //! while inside, so whoever is inside alone only waits for the disk.
 
+use luna_dlm::Threads;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,13 +14,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const ALONE: u32 = 1 << 31;
 
 /// See the module's text.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct IoGate {
     /// Passes given out, and [`ALONE`].
     state: AtomicU32,
     turn: Mutex<()>,
     signal: Mutex<()>,
     empty: Condvar,
+    /// Keeps whoever waits, instead of the mutexes.
+    threads: Option<Arc<dyn Threads>>,
+}
+
+impl std::fmt::Debug for IoGate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IoGate").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 /// A pass for one transfer among many.
@@ -33,6 +42,11 @@ pub(crate) struct Alone<'a> {
 }
 
 impl IoGate {
+    /// A gate whose waits go through `threads`, where given.
+    pub(crate) fn on(threads: Option<Arc<dyn Threads>>) -> Self {
+        Self { threads, ..Self::default() }
+    }
+
     /// A pass, unless somebody is or wants to be alone.
     pub(crate) fn try_shared(self: &Arc<Self>) -> Option<Pass> {
         let before = self.state.fetch_add(1, Ordering::AcqRel);
@@ -46,7 +60,10 @@ impl IoGate {
             if let Some(p) = self.try_shared() {
                 return p;
             }
-            drop(self.turn.lock());
+            match &self.threads {
+                Some(t) => t.wait(&|| self.state.load(Ordering::Acquire) & ALONE == 0),
+                None => drop(self.turn.lock()),
+            }
         }
     }
 
@@ -59,6 +76,14 @@ impl IoGate {
 
     /// Waits for everybody inside and keeps everybody out.
     pub(crate) fn alone(&self) -> Alone<'_> {
+        if let Some(t) = &self.threads {
+            loop {
+                if let Some(alone) = self.try_alone() {
+                    return alone;
+                }
+                t.wait(&|| self.state.load(Ordering::Acquire) == 0);
+            }
+        }
         let turn = self.turn.lock();
         self.state.fetch_or(ALONE, Ordering::AcqRel);
         let mut signal = self.signal.lock();
