@@ -6,6 +6,7 @@
 use crate::Broken;
 use crate::fsw::side::Side;
 use crate::net::Peer;
+use crate::scale::meter::REPLAY_MS;
 use crate::user::Entry;
 use crate::world::{Event, Fallible, Happening, Sent, World};
 use luna_cluster::{Config, Core, FenceMethod, Gate, Input};
@@ -118,7 +119,8 @@ impl World {
         self.say(format!("host {i} ends"));
         self.check.progress.gone(i);
         self.reset_all_of(i);
-        if !self.ending || self.last == Some(i) {
+        // where growth is measured the dead stay dead until they are told to come back
+        if self.scale.is_none() && (!self.ending || self.last == Some(i)) {
             let late = self.rng.u64(50..1500);
             self.at(late, Happening::Start { host: i });
         }
@@ -160,6 +162,7 @@ impl World {
     }
 
     fn perform(&mut self, i: usize, o: Out) -> Fallible {
+        self.measure(&o);
         match o {
             Out::Disk(job) => {
                 match &job {
@@ -220,7 +223,7 @@ impl World {
             Notice::Joined(slot, incarnation) => {
                 self.say(format!("host {i} is slot {slot} incarnation {incarnation}"));
                 self.check.members.joined((slot, incarnation))?;
-                let late = self.rng.u64(5..300);
+                let late = if self.scale.is_some() { 20 } else { self.rng.u64(5..300) };
                 self.later(late, i, Event::Serve);
                 if self.fs.is_some()
                     && let Some(p) = &mut self.hosts[i].process
@@ -248,8 +251,9 @@ impl World {
             Notice::Left => self.later(1, i, Event::Exit),
             Notice::Fence(slot, incarnation, at_target) if self.fs.is_some() => self.fs_fence(i, (slot, incarnation), at_target),
             Notice::Fence(slot, incarnation, _) => {
-                let done = Input::FenceDone { slot, incarnation, result: Ok(FenceMethod::Lease) };
-                self.later(1, i, Event::Input(Box::new(In::Cluster(done))));
+                let (late, method) = self.scale.as_ref().map_or((1, FenceMethod::Lease), |s| s.fence());
+                let done = Input::FenceDone { slot, incarnation, result: Ok(method) };
+                self.later(late, i, Event::Input(Box::new(In::Cluster(done))));
             }
             Notice::Replay(slot, incarnation, epoch) if self.fs.is_some() => {
                 self.fs_fenced(slot, incarnation)?;
@@ -276,7 +280,8 @@ impl World {
     fn replay(&mut self, i: usize, who: (u16, u64)) -> Fallible {
         self.check.members.replay(who)?;
         let fails = self.faulty && self.rng.u8(0..100) < 5;
-        let late = self.rng.u64(5..200) + if fails { 1000 } else { 0 };
+        let usual = if self.scale.is_some() { REPLAY_MS } else { self.rng.u64(5..200) };
+        let late = usual + if fails { 1000 } else { 0 };
         let result = if fails { Err("unreadable".to_owned()) } else { Ok(()) };
         let done = Input::ReplayDone { slot: who.0, incarnation: who.1, result };
         self.later(late, i, Event::Input(Box::new(In::Cluster(done))));

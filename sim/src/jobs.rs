@@ -38,6 +38,9 @@ impl World {
     }
 
     pub(crate) fn random_want(&mut self, i: usize) -> Fallible {
+        if self.scale.is_some() {
+            return self.steady_want(i);
+        }
         let next = self.rng.u64(3..80);
         self.later(next, i, Event::Want);
         let Some(p) = &self.hosts[i].process else { return Ok(()) };
@@ -60,7 +63,7 @@ impl World {
         Ok(())
     }
 
-    fn want(&mut self, i: usize, name: Name, mode: Mode, noqueue: bool) -> Fallible {
+    pub(crate) fn want(&mut self, i: usize, name: Name, mode: Mode, noqueue: bool) -> Fallible {
         self.next_id += 1;
         let id = self.next_id;
         let Some(entry) = self.entry(i, name) else { return Ok(()) };
@@ -152,7 +155,7 @@ impl World {
 
     /// The program at work under its hold. A writer whose gate is shut waits.
     pub(crate) fn work(&mut self, i: usize, name: Name, id: u64, mode: Mode) -> Fallible {
-        let long = self.rng.u64(1..60);
+        let long = self.hold_time();
         let base = self.check.data.read(&name);
         let may = self.may_write(i);
         let Some(entry) = self.entry(i, name) else { return Ok(()) };
@@ -167,7 +170,7 @@ impl World {
             return Ok(());
         }
         (entry.writing, entry.writes) = (true, writes + 1);
-        let (late, life) = (self.latency() + self.rng.u64(0..self.timing.pause_ms / 20), self.hosts[i].life);
+        let (late, life) = (self.latency() + self.pause(), self.hosts[i].life);
         let Some(p) = &mut self.hosts[i].process else { return Ok(()) };
         let Some(who) = p.place else { return Ok(()) };
         p.in_flight += 1;

@@ -27,6 +27,7 @@ mod host;
 mod jobs;
 mod lun;
 mod net;
+pub mod scale;
 mod user;
 mod world;
 
@@ -177,9 +178,13 @@ impl std::error::Error for Violation {}
 /// The first property that did not hold; a core that stopped itself (its own assertions) is one too.
 pub fn run(setup: &Setup) -> Result<Report, Violation> {
     let mut w = world::World::new(setup);
-    let ended = catch_unwind(AssertUnwindSafe(|| w.live()));
-    let what = match ended {
-        Ok(Ok(())) => return Ok(w.report()),
+    guarded(&mut w, |w| w.live().map(|()| w.report()))
+}
+
+/// Lives a world's story; a core that stops itself does not stop the simulator.
+fn guarded<T>(w: &mut world::World, story: impl FnOnce(&mut world::World) -> Result<T, String>) -> Result<T, Violation> {
+    let what = match catch_unwind(AssertUnwindSafe(|| story(w))) {
+        Ok(Ok(told)) => return Ok(told),
         Ok(Err(what)) => what,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
@@ -187,5 +192,5 @@ pub fn run(setup: &Setup) -> Result<Report, Violation> {
             format!("a core stopped: {}", text.unwrap_or_default())
         }
     };
-    Err(Violation { seed: setup.seed, at_ms: w.now, what, tail: w.tail() })
+    Err(Violation { seed: w.setup.seed, at_ms: w.now, what, tail: w.tail() })
 }

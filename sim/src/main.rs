@@ -12,9 +12,12 @@ struct Args {
     /// The first seed; random when not given.
     #[arg(long)]
     seed: Option<u64>,
-    /// Hosts in each run; 0: the seed says.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=8))]
-    hosts: u8,
+    /// Hosts in each run, at most 8; 0: the seed says. With --scale: numbers of hosts up to 64, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(0..=64))]
+    hosts: Vec<u8>,
+    /// Measure how things grow with the number of hosts, and print tables.
+    #[arg(long)]
+    scale: bool,
     /// Simulated milliseconds of faults in each run; 0: as usual (40 s for locks, 8 s for files).
     #[arg(long, default_value_t = 0)]
     faults_ms: u64,
@@ -39,6 +42,9 @@ enum Which {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if args.scale {
+        return scale(&args);
+    }
     let first = args.seed.unwrap_or_else(|| fastrand::u64(0..1 << 32));
     println!("seeds {first}..{}", first + args.seeds);
     for (files, name) in [(false, "locks"), (true, "fs")] {
@@ -53,6 +59,7 @@ fn main() -> anyhow::Result<()> {
 /// All seeds of one world.
 fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()> {
     let begun = std::time::Instant::now();
+    let hosts = args.hosts.first().copied().unwrap_or(0);
     let broken = args.broken.as_ref().and_then(|b| Broken::ALL.into_iter().find(|x| format!("{x:?}") == *b));
     anyhow::ensure!(broken.is_some() == args.broken.is_some(), "rules that can be taken away: {:?}", Broken::ALL);
     let mut noticed = 0;
@@ -60,7 +67,7 @@ fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()>
     for seed in first..first + args.seeds {
         let usual = if files { Setup::files(seed) } else { Setup::of(seed) };
         let faults_ms = if args.faults_ms == 0 { usual.faults_ms } else { args.faults_ms };
-        match run(&Setup { hosts: usize::from(args.hosts), faults_ms, talk: args.talk, broken, ..usual }) {
+        match run(&Setup { hosts: usize::from(hosts), faults_ms, talk: args.talk, broken, ..usual }) {
             Ok(r) => add(&mut sum, &r),
             Err(v) if broken.is_some() && !args.talk => {
                 noticed += 1;
@@ -68,7 +75,7 @@ fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()>
             }
             Err(v) => {
                 eprintln!("{}", v.tail);
-                println!("again with: luna-sim --world {name} --seeds 1 --seed {seed} --hosts {} --faults-ms {faults_ms}", args.hosts);
+                println!("again with: luna-sim --world {name} --seeds 1 --seed {seed} --hosts {hosts} --faults-ms {faults_ms}");
                 return Err(v.into());
             }
         }
@@ -91,6 +98,14 @@ fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()>
         println!("{name}: {:?}", sum.files);
     }
     println!("{name}: {:.1} seeds a second, trace {:016x}", args.seeds as f64 / begun.elapsed().as_secs_f64(), sum.trace);
+    Ok(())
+}
+
+fn scale(args: &Args) -> anyhow::Result<()> {
+    let usual = vec![2, 8, 16, 32, 64];
+    let hosts = if args.hosts.is_empty() { usual } else { args.hosts.iter().map(|n| usize::from(*n)).collect() };
+    let all = luna_sim::scale::measure_all(args.seed.unwrap_or(1), &hosts).inspect_err(|v| eprintln!("{}", v.tail))?;
+    print!("{}", luna_sim::scale::tables(&all));
     Ok(())
 }
 

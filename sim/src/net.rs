@@ -177,7 +177,8 @@ impl World {
 
     fn transmit(&mut self, i: usize, conn: u64, packet: Packet) {
         let (twice, lost) = (self.faulty && self.rng.u16(..) < 600, self.faulty && self.rng.u16(..) < 40);
-        let delay = if self.faulty && self.rng.u8(..) < 4 { self.rng.u64(1..100) } else { self.rng.u64(0..3) };
+        let delay = if self.faulty && self.rng.u8(..) < 4 { self.rng.u64(1..100) } else { self.hop() };
+        self.measure_frame();
         let Some(c) = self.net.conns.get_mut(&conn) else { return };
         let dir = usize::from(c.ends[0].0 != i);
         let to = c.ends[1 - dir];

@@ -8,6 +8,7 @@ use crate::fsw::Files;
 use crate::host::Host;
 use crate::lun::Lun;
 use crate::net::{Mail, Net, Packet};
+use crate::scale::meter::Meter;
 use crate::{Report, Setup};
 use luna_cluster::{Area, Timing};
 use luna_dlm::{Mode, Name};
@@ -82,6 +83,8 @@ pub(crate) struct World {
     pub(crate) ending: bool,
     /// Except this one.
     pub(crate) last: Option<usize>,
+    /// Only where it is measured how things grow with the number of hosts.
+    pub(crate) scale: Option<Box<Meter>>,
     queue: BTreeMap<(u64, u64), Happening>,
     order: u64,
     log: VecDeque<String>,
@@ -92,6 +95,12 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(setup.seed);
         let n = if setup.hosts == 0 { rng.usize(2..=8) } else { setup.hosts.clamp(2, 8) };
         let slots = if rng.u8(0..3) == 0 { n as u16 } else { 8 };
+        let timing = Timing { raft_tick_ms: 20, ..Timing::shrunk(10) };
+        Self::build(setup, rng, n, slots, timing)
+    }
+
+    /// A world before its first event.
+    pub(crate) fn build(setup: &Setup, mut rng: fastrand::Rng, n: usize, slots: u16, timing: Timing) -> Self {
         let s = u64::from(slots);
         let plain = Area { volume: [3; 16], slots, beat_start: 8, px_start: 8 + s, log_start: 8 + 2 * s, log_blocks: 64 };
         let (fs, area) = if setup.files {
@@ -108,7 +117,7 @@ impl World {
             net: Net::default(),
             lun: Lun { medium, calm: true },
             check: Checks::default(),
-            timing: Timing { raft_tick_ms: 20, ..Timing::shrunk(10) },
+            timing,
             area,
             report: Report { trace: 0xcbf2_9ce4_8422_2325, ..Report::default() },
             faulty: false,
@@ -117,6 +126,7 @@ impl World {
             fs,
             ending: false,
             last: None,
+            scale: None,
             queue: BTreeMap::new(),
             order: 0,
             log: VecDeque::new(),
@@ -182,7 +192,7 @@ impl World {
         self.at(delay, Happening::For { host, life, event });
     }
 
-    fn run_until(&mut self, until: u64) -> Fallible {
+    pub(crate) fn run_until(&mut self, until: u64) -> Fallible {
         while let Some(entry) = self.queue.first_entry() {
             if entry.key().0 > until {
                 break;

@@ -30,6 +30,16 @@ impl Locks {
         Ok(())
     }
 
+    /// What a host has, as far as was seen.
+    pub(crate) fn of(&self, who: Who) -> impl Iterator<Item = (Name, Mode)> {
+        self.held.iter().filter_map(move |(name, all)| Some((*name, *all.get(&who)?)))
+    }
+
+    /// Whether anybody else than these has something of the name.
+    pub(crate) fn others_have(&self, name: &Name, but: &[Who]) -> bool {
+        self.held.get(name).is_some_and(|all| all.keys().any(|w| !but.contains(w)))
+    }
+
     /// It came down.
     pub(crate) fn released(&mut self, name: Name, who: Who, mode: Mode, members: &Membership) {
         let all = self.held.entry(name).or_default();

@@ -17,6 +17,8 @@ struct Wait {
 pub(crate) struct Progress {
     waits: BTreeMap<u64, Wait>,
     pub(crate) longest_ms: u64,
+    /// Where they are kept: waits that ended (name, since, until).
+    pub(crate) kept: Option<Vec<(Name, u64, u64)>>,
 }
 
 impl Progress {
@@ -29,6 +31,9 @@ impl Progress {
     pub(crate) fn ended(&mut self, id: u64, now: u64) {
         if let Some(w) = self.waits.remove(&id) {
             self.longest_ms = self.longest_ms.max(now - w.since);
+            if let Some(kept) = &mut self.kept {
+                kept.push((w.name, w.since, now));
+            }
         }
     }
 
@@ -40,6 +45,11 @@ impl Progress {
     /// Waits of one host.
     pub(crate) fn of(&self, host: usize) -> usize {
         self.waits.values().filter(|w| w.host == host).count()
+    }
+
+    /// Waits that go on: name, since when.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (Name, u64)> {
+        self.waits.values().map(|w| (w.name, w.since))
     }
 
     /// Nobody waits.
