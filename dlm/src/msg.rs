@@ -5,6 +5,7 @@
 //! also authenticates the sender. How a message becomes bytes is the wire module's business.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 use crate::mode::{Mode, ModeSet};
 use crate::name::{Name, ValueBlock};
@@ -156,16 +157,16 @@ pub enum Record {
 }
 
 /// Knowledge of a dead host's locks that died with somebody else.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Hole {
     /// Nobody who is left was there: it may hold anything.
     Everything,
-    /// Of the names that `lost` mastered among `members`.
+    /// Of the names that any of `lost` mastered in any of `views`.
     Mastered {
-        /// The members of an epoch.
-        members: Vec<Member>,
-        /// The one that is gone.
-        lost: Member,
+        /// The members of some epochs, each.
+        views: BTreeSet<Vec<Member>>,
+        /// Those who are gone.
+        lost: BTreeSet<Member>,
     },
 }
 
@@ -175,6 +176,6 @@ pub struct History {
     /// The members of every view since (and including) the last that was complete everywhere; none if this host has not been in
     /// one yet.
     pub recent: Option<Vec<Vec<Member>>>,
-    /// The holes, by dead host.
-    pub holes: Vec<(Member, Hole)>,
+    /// The holes, each with the dead it is about.
+    pub holes: Vec<(BTreeSet<Member>, Hole)>,
 }

@@ -15,6 +15,9 @@ struct Args {
     /// Hosts in each run, at most 8; 0: the seed says. With --scale: numbers of hosts up to 64, separated by commas.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(0..=64))]
     hosts: Vec<u8>,
+    /// With --scale: nobody dies.
+    #[arg(long)]
+    nobody_dies: bool,
     /// Measure how things grow with the number of hosts, and print tables.
     #[arg(long)]
     scale: bool,
@@ -104,7 +107,8 @@ fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()>
 fn scale(args: &Args) -> anyhow::Result<()> {
     let usual = vec![2, 8, 16, 32, 64];
     let hosts = if args.hosts.is_empty() { usual } else { args.hosts.iter().map(|n| usize::from(*n)).collect() };
-    let all = luna_sim::scale::measure_all(args.seed.unwrap_or(1), &hosts).inspect_err(|v| eprintln!("{}", v.tail))?;
+    let cases = if args.nobody_dies { &[][..] } else { &luna_sim::scale::CASES };
+    let all = luna_sim::scale::measure_all(args.seed.unwrap_or(1), &hosts, cases).inspect_err(|v| eprintln!("{}", v.tail))?;
     print!("{}", luna_sim::scale::tables(&all));
     Ok(())
 }

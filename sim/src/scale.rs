@@ -15,7 +15,7 @@ use crate::check::Who;
 use crate::world::{Happening, World};
 use crate::{Setup, Violation};
 use luna_cluster::Timing;
-use luna_dlm::{Mode, Name, master_of};
+use luna_dlm::{Member, Mode, Name, master_of};
 use luna_format::cluster::{DECIDE_EVICT, DECIDE_FENCED, DECIDE_RECOVERED};
 pub use meter::Counts;
 use std::collections::BTreeSet;
@@ -83,7 +83,7 @@ pub struct Takeover {
     pub recovered_ms: u64,
     /// Until somebody else had something that one of the dead had held exclusively.
     pub thaw_ms: u64,
-    /// The longest wait for something that none of the dead held or mastered.
+    /// The longest wait for something that none of the dead held, wanted or mastered.
     pub unrelated_ms: u64,
     /// What it took until the last RECOVERED, load included.
     pub counts: Counts,
@@ -218,15 +218,26 @@ impl World {
         Ok(took)
     }
 
-    /// What the dead held exclusively, and everything that they held or mastered.
+    /// What the dead held exclusively, and everything that they held, wanted or mastered.
     fn stakes(&self, dead: &[Who]) -> (Vec<Name>, BTreeSet<Name>) {
         let all: Vec<(Name, Mode)> = dead.iter().flat_map(|who| self.check.locks.of(*who)).collect();
         let held = all.iter().filter(|(_, m)| *m == Mode::Ex).map(|(n, _)| *n).collect();
-        let members: Vec<_> = self.hosts.iter().filter_map(|h| h.place()).collect();
-        let members: Vec<_> = members.into_iter().map(|(slot, incarnation)| luna_dlm::Member { slot, incarnation }).collect();
-        let gone = |n: &Name| master_of(n, &members).is_some_and(|m| dead.contains(&(m.slot, m.incarnation)));
-        let mastered = meter::all_names(self.hosts.len()).filter(gone);
-        (held, all.iter().map(|(n, _)| *n).chain(mastered).collect())
+        let members: Vec<_> = self.hosts.iter().filter_map(crate::host::Host::place).collect();
+        let members: Vec<_> = members.into_iter().map(|(slot, incarnation)| Member { slot, incarnation }).collect();
+        let gone = |m: &Member| dead.contains(&(m.slot, m.incarnation));
+        let mut related: BTreeSet<Name> =
+            meter::all_names(self.hosts.len()).filter(|n| master_of(n, &members).as_ref().is_some_and(gone)).collect();
+        related.extend(all.iter().map(|(n, _)| *n));
+        for dump in self.hosts.iter().filter_map(|h| h.process.as_ref()?.router.dlm()).flat_map(luna_dlm::Core::dump) {
+            let theirs = |(slot, _): &(u16, Mode)| dead.iter().any(|d| d.0 == *slot);
+            if dump.holders.iter().chain(&dump.waiters).any(theirs) {
+                related.insert(dump.name);
+            }
+        }
+        for p in self.hosts.iter().filter_map(|h| h.process.as_ref()).filter(|p| p.place.is_some_and(|at| dead.contains(&at))) {
+            related.extend(p.router.dlm().into_iter().flat_map(luna_dlm::Core::dump).map(|d| d.name));
+        }
+        (held, related)
     }
 
     /// The longest wait, ended or not, for something that is not `related`.
@@ -263,6 +274,6 @@ impl World {
 ///
 /// # Errors
 /// See [`measure`].
-pub fn measure_all(seed: u64, hosts: &[usize]) -> Result<Vec<Measured>, Violation> {
-    hosts.iter().map(|n| measure(seed, *n, &CASES)).collect()
+pub fn measure_all(seed: u64, hosts: &[usize], cases: &[Case]) -> Result<Vec<Measured>, Violation> {
+    hosts.iter().map(|n| measure(seed, *n, cases)).collect()
 }

@@ -266,8 +266,11 @@ impl Core {
             return false;
         }
         let Some(view) = &self.view else { return true };
-        let known = self.master.posix_dead.get(name);
-        view.dead.iter().any(|dead| known.is_some_and(|known| known.contains(&dead.member())) || self.unknown(dead, name))
+        if view.dead.is_empty() {
+            return false;
+        }
+        let (known, unknown) = (self.master.posix_dead.get(name), self.unknown(name));
+        view.dead.iter().any(|dead| known.is_some_and(|known| known.contains(&dead.member())) || unknown.contains(&dead.member()))
     }
 
     pub(super) fn master_posix(&mut self, key: Key, name: Name, op: Op, out: &mut Vec<Output>) {

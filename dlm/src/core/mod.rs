@@ -19,6 +19,7 @@
 //! host may hold. The core reads no clock, draws no random number, and walks maps in order.
 
 mod counters;
+mod holes;
 mod local;
 mod master;
 mod rebuild;

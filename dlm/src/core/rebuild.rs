@@ -23,6 +23,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::holes::Holes;
 use super::master::Resource;
 use super::{Core, Mutant, Output};
 use crate::mode::ModeSet;
@@ -50,13 +51,12 @@ pub(super) struct Rebuild {
     ready: BTreeSet<u16>,
     old: BTreeMap<Name, Old>,
     recent: Option<Vec<Vec<Member>>>,
-    holes: BTreeMap<Member, BTreeSet<Hole>>,
+    holes: Holes,
 }
 
 impl Rebuild {
     fn history(&self) -> History {
-        let holes = self.holes.iter().flat_map(|(dead, holes)| holes.iter().map(|hole| (*dead, hole.clone()))).collect();
-        History { recent: self.recent.clone(), holes }
+        History { recent: self.recent.clone(), holes: self.holes.to_vec() }
     }
 
     /// Notes what was lost with everybody who was in a recent view and is not in `view`: for a host that dies now, also those who
@@ -64,11 +64,9 @@ impl Rebuild {
     fn note_lost(&mut self, view: &View) {
         let recent = self.recent.iter().flatten().flatten().copied();
         let lost: BTreeSet<Member> = recent.filter(|m| !view.members.contains(m)).collect();
-        for dead in &view.dead {
-            for members in self.recent.iter().flatten() {
-                let hole = |lost: &Member| Hole::Mastered { members: members.clone(), lost: *lost };
-                self.holes.entry(dead.member()).or_default().extend(lost.iter().map(hole));
-            }
+        if let Some(views) = self.recent.as_ref().filter(|_| !lost.is_empty()) {
+            let views = views.iter().cloned().collect();
+            self.holes.add(view.dead.iter().map(DeadHost::member).collect(), Hole::Mastered { views, lost });
         }
         if let Some(recent) = &mut self.recent {
             recent.push(view.members.clone());
@@ -82,7 +80,7 @@ impl Rebuild {
     fn keep(&mut self, view: &View, living_too: bool) {
         let dead = |m: &Member| view.dead.iter().any(|d| d.member() == *m);
         let keep = |m: &Member| dead(m) || (living_too && view.members.contains(m));
-        self.holes.retain(|member, _| dead(member));
+        self.holes.keep(dead);
         self.old.retain(|_, old| {
             old.holds.retain(|member, _| keep(member));
             old.posix.retain(keep);
@@ -267,14 +265,13 @@ impl Core {
     fn learn_history(&mut self, view: &View) {
         let knowing: Vec<&History> = self.rebuild.markers.values().filter(|history| history.recent.is_some()).collect();
         let mut recent: BTreeSet<Vec<Member>> = BTreeSet::from([view.members.clone()]);
-        let mut holes: BTreeMap<Member, BTreeSet<Hole>> = BTreeMap::new();
-        for dead in &view.dead {
-            let of = holes.entry(dead.member()).or_default();
-            if knowing.is_empty() {
-                of.insert(Hole::Everything);
-            }
-            let told = knowing.iter().flat_map(|history| &history.holes).filter(|(member, _)| *member == dead.member());
-            of.extend(told.map(|(_, hole)| hole.clone()));
+        let dead: BTreeSet<Member> = view.dead.iter().map(DeadHost::member).collect();
+        let mut holes = Holes::default();
+        if knowing.is_empty() {
+            holes.add(dead.clone(), Hole::Everything);
+        }
+        for (of, hole) in knowing.iter().flat_map(|history| &history.holes) {
+            holes.add(of & &dead, hole.clone());
         }
         recent.extend(knowing.iter().flat_map(|history| history.recent.iter().flatten().cloned()));
         self.rebuild.recent = Some(recent.into_iter().collect());
@@ -291,25 +288,32 @@ impl Core {
         }
     }
 
-    /// Is it unknown what `dead` holds of `name`?
-    pub(super) fn unknown(&self, dead: &DeadHost, name: &Name) -> bool {
-        let alive = |member: Member| self.view.as_ref().is_some_and(|view| view.members.contains(&member));
-        if !master_of(name, &dead.last_view).is_some_and(alive) {
-            return !self.mutant(Mutant::TrustsDeadMasters);
+    /// The dead of whom it is unknown what they hold of `name`.
+    pub(super) fn unknown(&self, name: &Name) -> BTreeSet<Member> {
+        let Some(view) = &self.view else { return BTreeSet::new() };
+        let mut unknown = self.rebuild.holes.unknown(name);
+        for dead in &view.dead {
+            let alive = master_of(name, &dead.last_view).is_some_and(|master| view.members.contains(&master));
+            if !alive && self.mutant(Mutant::TrustsDeadMasters) {
+                unknown.remove(&dead.member());
+            } else if !alive {
+                unknown.insert(dead.member());
+            }
         }
-        self.rebuild.holes.get(&dead.member()).into_iter().flatten().any(|hole| match hole {
-            Hole::Everything => true,
-            Hole::Mastered { members, lost } => master_of(name, members) == Some(*lost),
-        })
+        unknown
     }
 
     /// What each dead host may hold of the name, given what was reported and what the living hold.
     pub(super) fn may_hold(&self, name: &Name, resource: &Resource) -> BTreeMap<Member, ModeSet> {
         let Some(view) = self.view.as_ref().filter(|_| !self.mutant(Mutant::ForgetsTheDead)) else { return BTreeMap::new() };
+        if view.dead.is_empty() {
+            return BTreeMap::new();
+        }
+        let unknown = self.unknown(name);
         let together = resource.granted.values().fold(ModeSet::WRITING, |modes, held| modes.intersect(ModeSet::compatible_with(*held)));
         let of = |dead: &DeadHost| {
             let reported = resource.dead.get(&dead.member()).copied().unwrap_or_default();
-            let modes = if self.unknown(dead, name) { ModeSet::WRITING } else { reported };
+            let modes = if unknown.contains(&dead.member()) { ModeSet::WRITING } else { reported };
             (dead.member(), modes.intersect(together))
         };
         view.dead.iter().map(of).filter(|(_, modes)| !modes.is_empty()).collect()
