@@ -446,6 +446,8 @@ impl Core {
     fn beat(&mut self, out: &mut Vec<Output>) {
         let (slot, state) = match self.phase {
             Phase::Claimed(slot, _) => (slot, BEAT_JOINING),
+            // the first beat as a member says that no claim of this process is in use any more (see `unclaimed`)
+            Phase::Member if !self.announced && self.busy(|o| *o == Op::PxWrite) => return,
             Phase::Member => match self.me {
                 Some((slot, _)) => (slot, if self.leave_requested { BEAT_LEAVING } else { BEAT_MEMBER }),
                 None => return,
@@ -506,8 +508,10 @@ impl Core {
 
     fn read_beats(&mut self, out: &mut Vec<Output>) {
         let t = &self.cfg.timing;
+        // a link to one who is no member any more stays reset, perhaps for ever: that is no doubt
+        let doubts = self.watch.doubts(|s| self.m.slot(s).state == SLOT_MEMBER);
         let every = match self.phase {
-            Phase::Member if !self.watch.doubts() => t.beat_ms,
+            Phase::Member if !doubts => t.beat_ms,
             Phase::Member => t.beat_ms / 4,
             _ => (5 * t.poll_ms).min(t.beat_ms / 2),
         };

@@ -4,7 +4,7 @@
 //! and from the moment a change was seen, which is never before it was written. Not here: decisions.
 
 use crate::types::{Area, Ms, Timing};
-use luna_format::cluster::{BEAT_JOINING, Beat, read_beat};
+use luna_format::cluster::{BEAT_JOINING, BEAT_LEAVING, BEAT_MEMBER, Beat, read_beat};
 use luna_format::{Block, Incarnation, Slot};
 use std::collections::BTreeMap;
 
@@ -147,8 +147,14 @@ impl Watch {
         None
     }
 
-    /// Whether any link was reset: then it pays to look more often.
-    pub(crate) fn doubts(&self) -> bool {
-        !self.reset.is_empty()
+    /// Whether the link to any of these was reset: then it pays to look more often.
+    pub(crate) fn doubts(&self, of: impl Fn(Slot) -> bool) -> bool {
+        self.reset.keys().any(|s| of(*s))
+    }
+
+    /// Whether the process that draws this nonce has beaten as a member: it will never use a claim again.
+    pub(crate) fn arrived(&self, nonce: u64) -> bool {
+        let member = |b: &Beat| b.nonce == nonce && matches!(b.state, BEAT_MEMBER | BEAT_LEAVING);
+        self.seen.values().any(|x| x.beat.as_ref().is_some_and(member))
     }
 }

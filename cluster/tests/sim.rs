@@ -139,6 +139,29 @@ fn without_a_network_the_lun_is_enough() {
 }
 
 #[test]
+fn as_many_hosts_as_slots_get_in_without_waiting_for_claims_left_behind() {
+    let mut w = up(6, 6, Timing::default());
+    (1..6).for_each(|i| w.leave(i));
+    assert!(w.run_until(3000, |w| w.hosts[1..].iter().all(|h| h.left == 1)), "{}", w.tail());
+    // all ask by beat, in slots that others used last and get again
+    w.faults.lose_percent = 100;
+    (1..6).rev().for_each(|i| w.start(i));
+    assert!(w.run_until(9000, World::healthy), "{}", w.tail());
+}
+
+#[test]
+fn nobody_looks_more_often_because_of_one_who_is_gone() {
+    let mut w = up(3, 8, Timing::default());
+    w.crash(1);
+    assert!(w.run_until(30_000, World::healthy), "{}", w.tail());
+    w.run(w.now + 1000);
+    let before = w.reads;
+    w.run(w.now + 10_000);
+    // two hosts, beats and log each 2.5 times a second, and the log once more after each beat
+    assert!(w.reads - before < 200, "{} reads in ten seconds", w.reads - before);
+}
+
+#[test]
 fn a_stopped_host_pauses_and_goes_on_or_is_evicted() {
     let mut w = up(3, 8, quick());
     w.stop(1, 900);

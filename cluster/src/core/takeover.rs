@@ -99,10 +99,18 @@ impl Core {
         None
     }
 
-    /// Whether no other host's living claim is on the slot.
+    /// Whether no other host's living claim is on the slot. A claim that was left behind, because its host was let in
+    /// elsewhere, must not keep the slot shut for W: with as many hosts as slots the last ones would wait for that. When a process beats
+    /// as a member, none of its writes to a claimed register is under way, and it writes no more of them.
     pub(super) fn unclaimed(&self, s: Slot, nonce: u64) -> bool {
+        let left_behind = self.watch.beat(s).is_some_and(|b| self.watch.arrived(b.nonce));
+        left_behind || !self.claim_lives(s, nonce)
+    }
+
+    /// Whether another host's claim rests on the slot and is not older than W.
+    fn claim_lives(&self, s: Slot, nonce: u64) -> bool {
         let claim = self.watch.beat(s).filter(|b| b.state == BEAT_JOINING && b.nonce != nonce);
-        claim.is_none() || self.watch.silent_ms(s) >= self.cfg.timing.wait_ms()
+        claim.is_some() && self.watch.silent_ms(s) < self.cfg.timing.wait_ms()
     }
 
     /// Whether this host is the one to act for all: the leader; or, without a leader that lives, by rank.
@@ -148,10 +156,11 @@ impl Core {
         matches!(self.phase, Phase::Claimed(s, _) if s == slot)
     }
 
-    /// Whether the fenced slot's recoverer is no member and no living claimant.
+    /// Whether the fenced slot's recoverer is no member and no living claimant. (Also none that was let in elsewhere: the replay
+    /// that it began by its claim may still be going on.)
     fn abandoned(&self, s: Slot) -> bool {
         let by = self.m.slot(s).recoverer.checked_sub(1).map(|r| r as Slot);
-        self.m.orphaned(s) && by.is_none_or(|by| by >= self.cfg.area.slots || self.unclaimed(by, self.nonce))
+        self.m.orphaned(s) && by.is_none_or(|by| by >= self.cfg.area.slots || !self.claim_lives(by, self.nonce))
     }
 
     /// Time is part of a fence that consists of nothing else; the other methods are exact. The silence must have been seen by

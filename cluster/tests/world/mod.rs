@@ -85,6 +85,8 @@ pub(crate) struct World {
     pub(crate) fence: FenceMethod,
     /// How late a data write may land after it was checked: P + D.
     pub(crate) data_late_ms: Ms,
+    /// Reads of all hosts.
+    pub(crate) reads: u64,
 }
 
 pub(crate) fn quick() -> Timing {
@@ -139,6 +141,7 @@ impl World {
             replaying: BTreeMap::new(),
             fence: FenceMethod::Lease,
             data_late_ms: timing.pause_ms + timing.request_ms,
+            reads: 0,
         }
     }
 
@@ -230,6 +233,7 @@ impl World {
         let life = self.hosts[i].life;
         match o {
             Output::Read { token, start, count } => {
+                self.reads += 1;
                 let late = self.latency();
                 self.at(late, Event::Look { host: i, life, token, start, count });
             }
