@@ -344,7 +344,12 @@ impl Core {
             Input::ReadDone { token, result } => self.read_done(token, result, out),
             Input::WriteDone { token, result } => self.write_done(token, result, out),
             Input::Message { from, msg } => self.message(from, msg, out),
-            Input::PeerLink { slot, up } if slot < self.cfg.area.slots => self.watch.link(slot, up, self.now),
+            Input::PeerLink { slot, up } if slot < self.cfg.area.slots => {
+                self.watch.link(slot, up, self.now);
+                if !up {
+                    self.next_beats_read = self.next_beats_read.min(self.now + self.cfg.timing.beat_ms / 4);
+                }
+            }
             Input::PeerLink { .. } => {}
             Input::Nudge => self.next_log_read = self.now,
             Input::ShutOut { reason } => self.end(reason, out),
@@ -511,13 +516,22 @@ impl Core {
         // a link to one who is no member any more stays reset, perhaps for ever: that is no doubt
         let doubts = self.watch.doubts(|s| self.m.slot(s).state == SLOT_MEMBER);
         let every = match self.phase {
-            Phase::Member if !doubts => t.beat_ms,
-            Phase::Member => t.beat_ms / 4,
+            Phase::Member if doubts => t.beat_ms / 4,
+            Phase::Member if self.minds() => t.beat_ms,
+            Phase::Member => 2 * t.beat_ms,
             _ => (5 * t.poll_ms).min(t.beat_ms / 2),
         };
         self.next_beats_read = self.now + every.max(1);
         let (start, count) = (self.cfg.area.beat_start, u64::from(self.cfg.area.slots));
         self.read(Op::Beats { issued: self.now }, start, count, out);
+    }
+
+    /// Whether this host has more reason than others to know all beats: it acts for all, somebody is dead, or a member's beat
+    /// was never read. All hosts reading all beats is what grows with the square of their number, so the others look half as often;
+    /// who looks rarely counts silence later, never earlier.
+    fn minds(&self) -> bool {
+        let unread = |(s, i): (Slot, Incarnation)| self.watch.beat_of(s, i).is_none();
+        self.acts() || !self.m.dead().is_empty() || self.m.in_state(&self.cfg.area, SLOT_MEMBER).any(unread)
     }
 
     fn read(&mut self, op: Op, start: BlockNo, count: u64, out: &mut Vec<Output>) {
