@@ -158,3 +158,17 @@ impl Watch {
         self.seen.values().any(|x| x.beat.as_ref().is_some_and(member))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_slot_has_its_bit() {
+        let mut w = Watch::default();
+        (0..luna_format::MAX_SLOTS).for_each(|s| w.link(s, true, 1));
+        assert_eq!(w.connectivity(), u64::MAX);
+        w.link(luna_format::MAX_SLOTS - 1, false, 2);
+        assert_eq!(w.connectivity(), u64::MAX >> 1);
+    }
+}

@@ -34,9 +34,9 @@ fn sixty_four_hosts_storm_in_and_idle_cheaply() {
     assert!(all_read < 32, "64 idle hosts read {all_read} MiB a second");
 }
 
-/// 19 MB of markers for each survivor, and 16 s for the last to come back, once.
+/// 19 MB of markers for each survivor, once.
 #[test]
-fn half_of_as_many_hosts_as_slots_die_and_come_back() {
+fn half_of_thirty_two_die_and_come_back() {
     let m = measured(32, &[HALF]);
     let t = &m.takeovers[0];
     assert!(t.counts.bytes / 16 < 2 << 20, "{t:?}");
