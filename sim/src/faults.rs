@@ -10,7 +10,7 @@ impl World {
         if !self.faulty {
             return Ok(());
         }
-        let next = self.rng.u64(50..1500);
+        let next = if self.setup.calm { self.rng.u64(30_000..690_000) } else { self.rng.u64(50..1500) };
         self.at(next, Happening::Fault);
         self.report.faults += 1;
         let n = self.hosts.len();
@@ -35,7 +35,7 @@ impl World {
                 self.say("the LUN has a bad time".to_owned());
                 self.lun.calm = false;
                 let late = self.rng.u64(200..4000);
-                self.at(late, Happening::CalmLun);
+                self.at(self.paced(late), Happening::CalmLun);
             }
             _ => return self.leave(i),
         }
@@ -45,6 +45,7 @@ impl World {
     /// SIGSTOP for a while: shorter and longer than the lease.
     fn stop(&mut self, i: usize) {
         let ms = if self.rng.bool() { self.rng.u64(10..600) } else { self.rng.u64(600..4000) };
+        let ms = self.paced(ms);
         self.say(format!("host {i} stops for {ms} ms"));
         let h = &mut self.hosts[i];
         h.stopped_until = h.stopped_until.max(self.now + ms);
@@ -62,6 +63,7 @@ impl World {
             self.net.between(i, j).into_iter().for_each(|c| self.reset(c));
         }
         let late = self.rng.u64(100..6000);
+        let late = self.paced(late);
         self.say(format!("hosts {i} and {j} are cut for {late} ms"));
         self.at(late, Happening::Heal { pair: (i, j) });
     }

@@ -42,6 +42,8 @@ impl World {
             return self.steady_want(i);
         }
         let next = self.rng.u64(3..80);
+        // the product's pace, and then a guest that is often idle
+        let next = if self.setup.calm { 200 * next } else { next };
         self.later(next, i, Event::Want);
         let Some(p) = &self.hosts[i].process else { return Ok(()) };
         if !self.wanting || p.leaving || p.withdrawn || self.check.progress.of(i) >= WAITS {

@@ -327,7 +327,7 @@ impl World {
 
     /// Writes this host's mail: what peers without a connection have not acknowledged. They read it a little later.
     pub(crate) fn mail_round(&mut self, i: usize) {
-        self.later(50, i, Event::MailRound);
+        self.later(self.paced(50), i, Event::MailRound);
         let (now, open) = (self.now, self.gate_open(i));
         let Some(p) = self.hosts[i].process.as_mut().filter(|_| open) else { return };
         let Some(from) = p.place else { return };

@@ -95,7 +95,8 @@ impl World {
         let mut rng = fastrand::Rng::with_seed(setup.seed);
         let n = if setup.hosts == 0 { rng.usize(2..=8) } else { setup.hosts.clamp(2, 8) };
         let slots = if rng.u8(0..3) == 0 { n as u16 } else { 8 };
-        let timing = Timing { raft_tick_ms: 20, ..Timing::shrunk(10) };
+        let quick = Timing { raft_tick_ms: 20, ..Timing::shrunk(10) };
+        let timing = if setup.calm { Timing::default() } else { quick };
         Self::build(setup, rng, n, slots, timing)
     }
 
@@ -179,6 +180,11 @@ impl World {
             self.run_until(self.now + 20)?;
         }
         Ok(())
+    }
+
+    /// A time of the world: as drawn for the shrunk timing, or at the product's pace.
+    pub(crate) fn paced(&self, ms: u64) -> u64 {
+        if self.setup.calm { 10 * ms } else { ms }
     }
 
     pub(crate) fn at(&mut self, delay: u64, h: Happening) {
