@@ -172,7 +172,7 @@ impl World {
             Out::Disk(job) => {
                 match &job {
                     DiskJob::Read(token, start, count) => self.note(i, 1, &[*token as u8, *start as u8, *count as u8]),
-                    DiskJob::Write(_, block, bytes, _) => self.note(i, 2, &[&block.to_le_bytes()[..], &bytes.0[..]].concat()),
+                    DiskJob::Write(_, block, bytes, _) => self.note(i, 2, &[&block.to_le_bytes()[..], &bytes.0[..64]].concat()),
                 }
                 let (late, life) = (self.latency(), self.hosts[i].life);
                 if let (DiskJob::Write(_, block, ..), Some(p)) = (&job, &mut self.hosts[i].process) {
