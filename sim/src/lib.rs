@@ -15,6 +15,7 @@
 //! | TCP, mail | `net`; cluster blocks of the LUN | `lun`; faults | `faults` |
 //! | world of locks | `user`, `jobs`; properties | `check/` |
 //! | world of files | `fsw/` |
+//! | how things grow up to 64 hosts | [`scale`] |
 //!
 //! What it does not run: `PosixClient` and byte-range locks, the kernel's page cache, the bytes of mail blocks, `peers` itself (its
 //! rules are repeated in `net`, because it owns sockets and threads), clock drift.

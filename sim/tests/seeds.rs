@@ -63,7 +63,8 @@ fn writes_through_a_shut_gate_are_noticed() {
 
 #[test]
 fn the_handshake_that_acknowledged_for_an_older_incarnation_is_noticed() {
-    let setup = Setup { hosts: 8, broken: Some(Broken::AcksForAnOlderIncarnation), ..Setup::of(93) };
+    // one seed in about a hundred meets it; which one changes with everything that changes a core
+    let setup = Setup { hosts: 8, broken: Some(Broken::AcksForAnOlderIncarnation), ..Setup::of(57) };
     let v = run(&setup).unwrap_err();
     assert!(v.what.contains("progress"), "{v}");
     hold(Setup { broken: None, ..setup });
