@@ -17,7 +17,7 @@ fn noticed(broken: Broken, first: u64, many: u64) -> String {
 
 #[test]
 fn random_lives() {
-    let seeds = std::env::var("LUNA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let seeds = std::env::var("LUNA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(150);
     let (mut operations, mut deaths, mut replays) = (0, 0, 0);
     for seed in 1..=seeds {
         let r = hold(Setup::files(seed));

@@ -18,7 +18,7 @@ fn caught(broken: Broken, seeds: u64, faults_ms: u64) -> (u64, String) {
 
 #[test]
 fn random_lives() {
-    let seeds = std::env::var("LUNA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(24);
+    let seeds = std::env::var("LUNA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(150);
     let (mut grants, mut evictions) = (0, 0);
     for seed in 1..=seeds {
         let r = hold(Setup { faults_ms: 15_000, ..Setup::of(seed) });

@@ -100,15 +100,18 @@ impl Server {
         Ok(server)
     }
 
-    /// `luna serve` over `file` that begins after `late`. Returns at once: nothing may be started while a program waits in a mount
+    /// `luna serve` over `file` that begins after `late`, prepared now: nothing may be started while a program waits in a mount
     /// for its target, because a new process closes the files it inherited, and the kernel lets that wait for the write.
     pub fn start_late(file: &Path, socket: &Path, log: &Path, late: Duration) -> Result<Self> {
         let mut command = Command::new("sh");
-        let script = format!("sleep {}; exec \"$0\" \"$@\"", late.as_secs_f32());
+        // its first word says that it has closed what it inherited
+        let script = format!("echo here; sleep {}; exec \"$0\" \"$@\" > /dev/null", late.as_secs_f32());
         command.args(["-c", &script]).arg(luna_bin()).arg("serve").arg(file).arg("--socket").arg(socket).args(["--export", "lun"]);
         let log = File::options().create(true).append(true).open(log)?;
-        command.stdin(Stdio::null()).stderr(log).stdout(Stdio::null()).process_group(0);
-        let child = command.spawn().context("cannot start the shell")?;
+        command.stdin(Stdio::null()).stderr(log).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().context("cannot start the shell")?;
+        let said = child.stdout.take().context("a pipe")?;
+        BufReader::new(said).read_line(&mut String::new())?;
         Ok(Self { child, socket: socket.into(), lun: format!("nbd+unix:///lun?socket={}", socket.display()) })
     }
 
