@@ -240,11 +240,10 @@ impl Core {
         }
     }
 
-    /// Until when this host may act on the volume's blocks for others (replay): as a member, or by a claim that holds.
-    pub fn acts_until(&self) -> Option<Ms> {
+    /// Until when this host may act by its claim on a slot (its register, replay); `None` without a claim, and as a member.
+    pub fn claim_until(&self) -> Option<Ms> {
         match self.phase {
             Phase::Claimed(..) => Some(self.beat_ok? + self.cfg.timing.act_ms()),
-            Phase::Member => self.active_until(),
             _ => None,
         }
     }

@@ -43,7 +43,7 @@ pub struct Host {
     notices: Sender<Notice>,
     /// Whether this host may use the LUN; told after each step of the cores.
     gate: Arc<Gate>,
-    acting: Arc<Gate>,
+    claim: Arc<Gate>,
     /// Packets from peers that could not be read.
     pub garbage: AtomicU64,
 }
@@ -64,7 +64,7 @@ impl Host {
             disk,
             notices,
             gate: Gate::new(),
-            acting: Gate::new(),
+            claim: Gate::new(),
             garbage: AtomicU64::new(0),
         })
     }
@@ -74,9 +74,9 @@ impl Host {
         &self.gate
     }
 
-    /// What a replay asks before each request: open for a member and for a claimant whose claim holds.
-    pub fn acting(&self) -> &Arc<Gate> {
-        &self.acting
+    /// Open while this host is no member yet and its claim on a slot holds.
+    pub fn claim(&self) -> &Arc<Gate> {
+        &self.claim
     }
 
     /// Names the links; once.
@@ -164,7 +164,7 @@ impl Host {
             cluster::Gate::Active { until_ms } => until_ms,
             cluster::Gate::Paused | cluster::Gate::Evicted => 0,
         });
-        self.acting.open_until(c.router.cluster().acts_until().unwrap_or(0));
+        self.claim.open_until(c.router.cluster().claim_until().unwrap_or(0));
         for o in c.spare.drain(..) {
             self.perform(o);
         }
@@ -213,7 +213,7 @@ impl Host {
         match &n {
             Notice::Evicted(why) => {
                 self.gate.shut(why);
-                self.acting.shut(why);
+                self.claim.shut(why);
             }
             Notice::Left => self.gate.shut("this host has left the volume"),
             _ => {}

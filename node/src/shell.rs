@@ -54,7 +54,7 @@ pub fn serve_disk(host: &Arc<Host>, area: &Area, jobs: &Receiver<DiskJob>) {
             DiskJob::Write(token, block, bytes, forced) => {
                 let durability = if forced { Durability::Forced } else { Durability::Plain };
                 // it may have waited behind others: a register is written only while the lease or the claim holds
-                let result = if area.registers.contains(&block) && !host.acting().is_open() {
+                let result = if area.registers.contains(&block) && !host.gate().is_open() && !host.claim().is_open() {
                     Err("the lease ran out before it was sent".to_owned())
                 } else {
                     disk.write_at(&bytes.0, block * BLOCK_U64, durability).map_err(|e| e.to_string())
@@ -124,8 +124,10 @@ impl Recovery {
         let nameless = Arc::clone(&self.area.nameless);
         let _under_way = nameless.read();
         let disk = self.named.get().map_or_else(|| Arc::clone(&self.area.disk.lock()), Arc::clone);
-        // a recoverer that slept past its lease or claim stops here: somebody else does it
-        let disk = self.host.acting().guard_at_once(disk);
+        // a recoverer that slept past its lease stops here: somebody else does it. One that began by a claim stops when it is let in
+        // elsewhere too: nobody beats for that claim any more
+        let (member, claim) = (self.host.gate(), self.host.claim());
+        let disk = if member.is_open() { member.guard_at_once(disk) } else { claim.guard_at_once(disk) };
         let mut plan = luna_journal::plan(&*disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
         let until = now_ms() + self.timing.request_ms;
         let mut again = || {
