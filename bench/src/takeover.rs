@@ -87,7 +87,7 @@ fn shown(mut v: Vec<f64>) -> String {
 }
 
 fn measure(rung: RungKind, runs: usize) -> anyhow::Result<Vec<Found>> {
-    let c = Cluster::with("bench", Setup { kind: rung.server(), ..Setup::default() })?;
+    let c = Cluster::with("bench", Setup { kind: rung.server(), life: Duration::from_secs(3600), ..Setup::default() })?;
     fs::create_dir(c.path(0, "d"))?;
     let other = io::direct(&c.path(0, "other"))?;
     other.write_all_at(io::Aligned::pattern(4096, 1).bytes(), 0)?;

@@ -24,7 +24,7 @@ use std::{
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// How long one cluster may live. A call that hangs in a mount cannot be interrupted by anything but the end of its daemon.
+/// How long a cluster may live unless told otherwise. A call that hangs in a mount cannot be interrupted by anything but the end of its daemon.
 const LIFE: Duration = Duration::from_secs(150);
 
 /// What a cluster is made with.
@@ -42,13 +42,24 @@ pub struct Setup {
     pub options: &'static str,
     /// Network namespaces the hosts live in, by host; empty for none.
     pub namespaces: Vec<String>,
+    /// How long the cluster may live.
+    pub life: Duration,
     /// `--listen` of every mount, with the host's number for `{}`.
     pub listen: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { bytes: 16 << 30, kind: Kind::Luna, hosts: 3, slots: 8, options: "", namespaces: Vec::new(), listen: "127.0.0.1:0" }
+        Self {
+            bytes: 16 << 30,
+            kind: Kind::Luna,
+            hosts: 3,
+            slots: 8,
+            options: "",
+            namespaces: Vec::new(),
+            life: LIFE,
+            listen: "127.0.0.1:0",
+        }
     }
 }
 
@@ -154,7 +165,7 @@ impl Cluster {
             ways: BTreeMap::new(),
             dir,
         };
-        watch(cluster.dir.clone(), Arc::clone(&cluster.over), Arc::clone(&cluster.pids));
+        watch(cluster.dir.clone(), Arc::clone(&cluster.over), Arc::clone(&cluster.pids), cluster.setup.life);
         File::create(cluster.lun_file())?.set_len(cluster.setup.bytes)?;
         cluster.start_server()?;
         Ok(cluster)
@@ -361,16 +372,16 @@ fn daemons(dir: &str) -> Vec<i32> {
 }
 
 /// Kills the daemons below `dir` when the cluster outlives its time: whatever hangs in a mount then fails, and the test with it.
-fn watch(dir: PathBuf, over: Arc<AtomicBool>, pids: Arc<Mutex<BTreeMap<usize, i32>>>) {
+fn watch(dir: PathBuf, over: Arc<AtomicBool>, pids: Arc<Mutex<BTreeMap<usize, i32>>>, life: Duration) {
     std::thread::spawn(move || {
         let begin = Instant::now();
-        while begin.elapsed() < LIFE {
+        while begin.elapsed() < life {
             std::thread::sleep(Duration::from_millis(200));
             if over.load(Ordering::Relaxed) {
                 return;
             }
         }
-        eprintln!("{}: still there after {} s; killing its daemons", dir.display(), LIFE.as_secs());
+        eprintln!("{}: still there after {} s; killing its daemons", dir.display(), life.as_secs());
         kill_all(&pids);
         for pid in daemons(&dir.display().to_string()) {
             kill_stopped(pid);
