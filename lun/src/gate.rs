@@ -192,6 +192,10 @@ impl Disk for GuardedDisk {
         self.inner.gone()
     }
 
+    fn is_drained(&self) -> bool {
+        self.inner.is_drained()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.pass()?;
         self.inner.read_at(buf, offset)
@@ -273,6 +277,10 @@ impl DataQueue for GuardedQueue {
 
     fn kick(&self) {
         self.inner.kick();
+    }
+
+    fn is_drained(&self) -> bool {
+        self.inner.is_drained()
     }
 }
 

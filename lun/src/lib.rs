@@ -163,6 +163,11 @@ pub trait Disk: Send + Sync {
         None
     }
 
+    /// Whether it is certain that nothing handed over here lands later. For a host that was shut out and says so.
+    fn is_drained(&self) -> bool {
+        false
+    }
+
     /// Makes everything durable that was answered before this call.
     fn flush(&self) -> Result<()>;
 
@@ -208,6 +213,11 @@ pub trait DataQueue: Send + Sync {
 
     /// Sends whatever is buffered now; does not receive.
     fn kick(&self);
+
+    /// Whether it is certain that nothing handed over here lands later. For a host that was shut out and says so.
+    fn is_drained(&self) -> bool {
+        false
+    }
 }
 
 /// An open LUN: both doors to the same bytes.

@@ -625,3 +625,45 @@ fn a_disk_trait_object_is_enough() {
     }
     assert_eq!(takes(&luna_lun::memory::MemoryDisk::new(8192)), 8192);
 }
+
+/// What was let in while the gate was open and is not sent when this host is shut out fails, instead of waiting for ever; what was
+/// answered leaves nothing under way.
+#[test]
+fn shut_out_with_requests_unsent() {
+    let scratch = Scratch::new("shut");
+    let server = serve::start(unix(&scratch, 1 << 20)).unwrap();
+    let gate = luna_lun::Gate::new();
+    gate.open_until(luna_lun::boottime_ms() + 60_000);
+    let spec: LunSpec = format!("nbd+unix:///vms?socket={}", scratch.path("nbd.sock").display()).parse().unwrap();
+    let lun = open(&spec, OpenOptions { gate: Some(Arc::clone(&gate)), ..shared("a#1") });
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    let write = |lun: &Lun| {
+        let heard = Arc::clone(&answers);
+        let done = Box::new(move |r: luna_lun::Result<()>| heard.lock().unwrap().push(r.map_err(|e| e.to_string())));
+        lun.queue.write(0, &[7; 4096], Durability::Plain, done);
+    };
+    write(&lun);
+    lun.queue.drive(&|| false);
+    assert_eq!(*answers.lock().unwrap(), [Ok(())]);
+    assert!(lun.queue.is_drained() && lun.disk.is_drained(), "everything was answered");
+    // let in, and then the lease runs out before it is sent
+    write(&lun);
+    gate.open_until(0);
+    let waits = std::thread::spawn({
+        let lun = lun.clone();
+        move || lun.queue.drive(&|| false)
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(answers.lock().unwrap().len() == 1 && !lun.queue.is_drained(), "paused: it waits");
+    gate.shut("evicted: no beat");
+    waits.join().unwrap();
+    assert_eq!(answers.lock().unwrap()[1], Err("evicted: no beat".to_owned()));
+    let mut got = [0; 4096];
+    server_bytes(&scratch, &mut got);
+    assert_eq!(got, [7; 4096]);
+    drop((lun, server));
+}
+
+fn server_bytes(scratch: &Scratch, buf: &mut [u8]) {
+    std::fs::File::open(scratch.path("disk")).unwrap().read_exact_at(buf, 0).unwrap();
+}

@@ -347,6 +347,7 @@ impl Inner {
     /// The connection broke: makes a new one and sends again what was in flight, or fails it.
     fn recover(&self, conn: &Connection, side: &mut Receiving, error: &io::Error) {
         tracing::warn!(lun = %self.target.what, %error, inflight = conn.inflight.load(Ordering::SeqCst), "connection to the LUN broke");
+        self.target.note_broken();
         let mut sending = conn.sending.lock();
         sending.stream.shutdown();
         let fresh = self.target.again(&mut side.broke_at, error).and_then(prepared);
@@ -453,8 +454,39 @@ impl Inner {
         }
     }
 
+    /// This host is shut out: what was let in and is not sent never will be. It fails, and what else is under way with it.
+    fn abandon(&self, conn: &Connection, side: &mut Receiving, why: &LunError) {
+        self.target.note_broken();
+        let mut sending = conn.sending.lock();
+        sending.stream.shutdown();
+        let failed = {
+            let mut queued = conn.queued.lock();
+            queued.clear();
+            sending.batch.clear();
+            (sending.first, sending.done) = (0, 0);
+            conn.unsent.store(0, Ordering::SeqCst);
+            conn.table.lock().take_all()
+        };
+        drop(sending);
+        (side.start, side.end, side.need, side.silent_since) = (0, 0, REPLY_BYTES, None);
+        for pending in failed {
+            conn.inflight.fetch_sub(1, Ordering::SeqCst);
+            pending.fail(why.duplicate());
+        }
+    }
+
     /// A nap passed without a byte: a server that is silent for too long counts as gone.
     fn silence(&self, held: &mut Held<'_>) {
+        if let Some(why) = self.target.shut() {
+            for (conn, slot) in self.connections.iter().zip(held.iter_mut()) {
+                if let Some(side) = slot
+                    && conn.unsent.load(Ordering::SeqCst) > 0
+                {
+                    self.abandon(conn, side, &why);
+                    *slot = None;
+                }
+            }
+        }
         if !self.target.may_send() {
             // nobody asked it anything
             return;
@@ -613,6 +645,11 @@ impl DataQueue for NbdQueue {
                 return;
             }
         }
+    }
+
+    fn is_drained(&self) -> bool {
+        let quiet = self.inner.connections.iter().all(|conn| conn.inflight.load(Ordering::SeqCst) == 0);
+        quiet && !self.inner.target.in_doubt()
     }
 
     fn kick(&self) {

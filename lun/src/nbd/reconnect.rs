@@ -32,6 +32,8 @@ pub(crate) struct Target {
     gone_why: Mutex<Option<LunError>>,
     answered: AtomicU64,
     flushed: AtomicU64,
+    /// When a connection broke last with requests under way, on CLOCK_BOOTTIME.
+    broke_ms: AtomicU64,
     lost: AtomicBool,
 }
 
@@ -65,6 +67,7 @@ impl Target {
             answered: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             lost: AtomicBool::new(false),
+            broke_ms: AtomicU64::new(0),
         };
         Ok((target, stream))
     }
@@ -182,6 +185,22 @@ impl Target {
         // a lease that ran out while the target was away may come back: wait for the word
         let member = self.options.gate.as_ref().is_none_or(|gate| gate.pass().is_ok());
         member && self.options.resend_ok.as_ref().is_none_or(|hook| hook())
+    }
+
+    /// A connection broke with requests under way: what becomes of them is not known for a while.
+    pub(crate) fn note_broken(&self) {
+        self.broke_ms.store(crate::gate::boottime_ms(), Ordering::SeqCst);
+    }
+
+    /// Whether a request whose connection broke may still land, as far as the time-out tells.
+    pub(crate) fn in_doubt(&self) -> bool {
+        let broke = self.broke_ms.load(Ordering::SeqCst);
+        broke > 0 && crate::gate::boottime_ms() - broke <= self.options.request_timeout.as_millis() as u64
+    }
+
+    /// Why nothing may be sent ever again, if so.
+    pub(crate) fn shut(&self) -> Option<LunError> {
+        self.options.gate.as_ref().filter(|gate| gate.is_shut()).and_then(|gate| gate.pass().err())
     }
 
     /// Whether requests may be handed to a socket now.

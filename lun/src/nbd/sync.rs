@@ -148,6 +148,7 @@ impl NbdDisk {
                     tracing::warn!(lun = %self.target.what, %error, "connection to the LUN broke");
                     last = error;
                     sent_before = true;
+                    self.target.note_broken();
                     self.broke(seen);
                     seen = self.pool.lock().breaks;
                 }
@@ -293,6 +294,11 @@ fn send_all(stream: &Stream, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
 impl Disk for NbdDisk {
     fn gone(&self) -> Option<LunError> {
         self.target.check().err()
+    }
+
+    fn is_drained(&self) -> bool {
+        let pool = self.pool.lock();
+        pool.idle.len() == pool.made && !self.target.in_doubt()
     }
 
     fn geometry(&self) -> Geometry {
