@@ -63,17 +63,7 @@ impl FileDisk {
         if size_bytes == 0 {
             return Err(LunError::Refused(format!("{} has {size} bytes, at least {BLOCK_BYTES} are needed", path.display())));
         }
-        let geometry = Geometry {
-            size_bytes,
-            block_bytes,
-            max_io_bytes: 32 << 20,
-            can_fua: true,
-            can_flush: true,
-            can_trim: true,
-            can_write_zeroes: true,
-            multi_conn: true,
-            read_only: options.read_only,
-        };
+        let geometry = Geometry { block_bytes, read_only: options.read_only, ..Geometry::able(size_bytes) };
         Ok(Self { file, path: path.to_owned(), geometry, direct, device })
     }
 

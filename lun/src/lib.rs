@@ -126,6 +126,23 @@ pub struct Geometry {
     pub read_only: bool,
 }
 
+impl Geometry {
+    /// That of a disk of `size_bytes` that can do everything: in memory, or simulated.
+    pub const fn able(size_bytes: u64) -> Self {
+        Self {
+            size_bytes,
+            block_bytes: 512,
+            max_io_bytes: 32 << 20,
+            can_fua: true,
+            can_flush: true,
+            can_trim: true,
+            can_write_zeroes: true,
+            multi_conn: true,
+            read_only: false,
+        }
+    }
+}
+
 /// How far a write must have got before it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {

@@ -135,17 +135,7 @@ impl Door {
 
 impl Disk for Door {
     fn geometry(&self) -> Geometry {
-        Geometry {
-            size_bytes: self.size_bytes,
-            block_bytes: 512,
-            max_io_bytes: 32 << 20,
-            can_fua: true,
-            can_flush: true,
-            can_trim: true,
-            can_write_zeroes: true,
-            multi_conn: true,
-            read_only: false,
-        }
+        Geometry::able(self.size_bytes)
     }
 
     fn describe(&self) -> String {

@@ -37,17 +37,7 @@ impl Holds for Shared {
 
 impl<M: Holds> Disk for Plain<M> {
     fn geometry(&self) -> Geometry {
-        Geometry {
-            size_bytes: self.1,
-            block_bytes: 512,
-            max_io_bytes: 32 << 20,
-            can_fua: true,
-            can_flush: true,
-            can_trim: true,
-            can_write_zeroes: true,
-            multi_conn: true,
-            read_only: false,
-        }
+        Geometry::able(self.1)
     }
 
     fn describe(&self) -> String {
