@@ -63,7 +63,11 @@ fn shrinking_gives_back_what_is_idle_and_spares_what_was_used() {
     }
     cache.drop_unused();
     wait_until(|| cache.dump().iter().all(|line| line.granted == Mode::Nl || line.live > 0));
-    cache.shrink(0);
+    // a worker that has just come down still has its reference for a moment, and shrinking spares what somebody refers to
+    wait_until(|| {
+        cache.shrink(0);
+        cache.len() == 1
+    });
     assert_eq!(cache.len(), 1);
     assert_eq!(kept.name(), &name(3));
 }
