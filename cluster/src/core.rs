@@ -263,6 +263,11 @@ impl Core {
         self.names.get(&slot).filter(|n| n.0 == incarnation).map_or_else(String::new, |n| n.1.clone())
     }
 
+    /// Whether every request of this core to the LUN was answered. After its end it makes no more but its final beat.
+    pub fn is_quiet(&self) -> bool {
+        self.ops.is_empty()
+    }
+
     /// Whether this host coordinates, for `status`.
     pub fn is_coordinator(&self) -> bool {
         self.council.as_ref().is_some_and(Council::is_leader)
@@ -321,9 +326,12 @@ impl Core {
         }
     }
 
-    /// Only the final beat of an evicted host is still of interest.
+    /// Only the final beat of an evicted host is still of interest, and what it had asked of the LUN before.
     fn after_the_end(&mut self, input: Input, out: &mut Vec<Output>) {
-        if let (Input::Drained, Some((slot, incarnation))) = (input, self.me)
+        if let Input::ReadDone { token, .. } | Input::WriteDone { token, .. } = input {
+            self.ops.remove(&token);
+        } else if let (Input::Drained, Some((slot, incarnation))) = (input, self.me)
+            && self.is_quiet()
             && self.m.slot(slot).incarnation == incarnation
             && self.m.slot(slot).state == SLOT_EVICTED
         {

@@ -267,12 +267,31 @@ fn manage(site: &Arc<Site>, recovery: &Recovery, notices: &Receiver<Notice>, gat
                     let fs = Arc::clone(&r.fs);
                     let _ = spawn("luna-drop-pages", move || fs.drop_pages());
                 }
-                // `Drained` is not said yet (rung 0): taking a host's word for it needs more work in the core, see docs/recovery.md
+                say_when_drained(site);
                 let _ = gate.send(Gate::Refused(reason));
                 let _ = left.send(());
             }
         }
     }
+}
+
+/// An evicted host tells the others when none of its writes can land any more (rung 0): where there is only the lease they then need
+/// not wait it out. The gate is shut, so nothing new is sent; if it is not certain that nothing is under way, nothing is said.
+fn say_when_drained(site: &Arc<Site>) {
+    let s = Arc::clone(site);
+    let _ = spawn("luna-drain", move || {
+        // soon, or not at all: later the slot may be another's, and with it the beat
+        let until = now_ms() + s.options.timing.pause_ms;
+        while let Some(r) = s.running.get().filter(|_| now_ms() < until && !s.stop.load(Ordering::Acquire)) {
+            // the cluster's own requests first: after its end the core makes no more, so none can break after the look at the connections
+            let quiet = s.host.look(|c, _, _| c.is_quiet());
+            if quiet && s.area.is_drained() && r.volume.disk.is_drained() && r.volume.queue.is_drained() {
+                tracing::info!("nothing of this host is under way at the LUN any more; the others are told");
+                return s.host.post(In::Cluster(cluster::Input::Drained));
+            }
+            std::thread::sleep(TICK);
+        }
+    });
 }
 
 /// The file system over the LUN, now that this host is a member.

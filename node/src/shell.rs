@@ -38,6 +38,11 @@ impl Area {
         *self.disk.lock() = disk;
     }
 
+    /// Whether it is certain that nothing sent over the present connection is under way.
+    pub fn is_drained(&self) -> bool {
+        self.disk.lock().is_drained()
+    }
+
     /// Waits until no replay uses the nameless connection any more.
     pub fn drain(&self) {
         drop(self.nameless.write());

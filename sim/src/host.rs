@@ -35,8 +35,6 @@ pub(crate) struct Process {
     pub(crate) peers: BTreeMap<u16, Peer>,
     pub(crate) serving: bool,
     pub(crate) withdrawn: bool,
-    /// Writes of its membership core to registers and log that have not landed.
-    pub(crate) deciding: usize,
     /// Its requests go under its name.
     named: bool,
     pub(crate) leaving: bool,
@@ -88,7 +86,6 @@ impl World {
             peers: BTreeMap::new(),
             serving: false,
             withdrawn: false,
-            deciding: 0,
             named: false,
             leaving: false,
             evicted: false,
@@ -175,9 +172,6 @@ impl World {
                     DiskJob::Write(_, block, bytes, _) => self.note(i, 2, &[&block.to_le_bytes()[..], &bytes.0[..64]].concat()),
                 }
                 let (late, life) = (self.latency(), self.hosts[i].life);
-                if let (DiskJob::Write(_, block, ..), Some(p)) = (&job, &mut self.hosts[i].process) {
-                    p.deciding += usize::from(*block >= self.area.px_start);
-                }
                 let named = self.hosts[i].process.as_ref().filter(|p| p.named).and_then(|p| p.place);
                 let sent = Sent { who: named, power: self.fs.as_ref().map_or(0, |f| f.power) };
                 self.at(late, Happening::Lun { host: i, life, job, sent });
@@ -295,11 +289,10 @@ impl World {
 
     /// A host that was shut out says so when none of its writes is under way.
     fn drained(&mut self, i: usize) -> Fallible {
-        let Some(p) = &mut self.hosts[i].process else { return Ok(()) };
+        let Some(p) = &self.hosts[i].process else { return Ok(()) };
         let flying = p.side.is_some() && self.fs.as_ref().is_some_and(|f| !f.medium.lock().flights_of((i, self.hosts[i].life)).is_empty());
         let Some(p) = &mut self.hosts[i].process else { return Ok(()) };
-        let flying = flying || p.side.is_some() && p.deciding > 0;
-        if p.evicted && !p.drained && p.in_flight == 0 && !flying {
+        if p.evicted && !p.drained && p.in_flight == 0 && !flying && p.router.cluster().is_quiet() {
             p.drained = true;
             return self.input(i, In::Cluster(Input::Drained));
         }

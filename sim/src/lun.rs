@@ -34,10 +34,6 @@ impl World {
             // the target lost power with it
             return Ok(());
         }
-        let h = &mut self.hosts[host];
-        if let (DiskJob::Write(_, block, ..), Some(p)) = (&job, h.process.as_mut().filter(|_| h.life == life)) {
-            p.deciding -= usize::from(*block >= self.area.px_start);
-        }
         let refused = self.lun.medium.lock().refuses(sent.who);
         if refused {
             self.refused(host, life);

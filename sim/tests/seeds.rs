@@ -61,11 +61,12 @@ fn writes_through_a_shut_gate_are_noticed() {
     assert!(n >= 2 && !first.contains("progress"), "{n}: {first}");
 }
 
+/// One seed in about a hundred meets it, and which one changes with everything that changes a core: several are tried.
 #[test]
 fn the_handshake_that_acknowledged_for_an_older_incarnation_is_noticed() {
-    // one seed in about a hundred meets it; which one changes with everything that changes a core
-    let setup = Setup { hosts: 8, broken: Some(Broken::AcksForAnOlderIncarnation), ..Setup::of(57) };
-    let v = run(&setup).unwrap_err();
+    let setup = |seed| Setup { hosts: 8, broken: Some(Broken::AcksForAnOlderIncarnation), ..Setup::of(seed) };
+    let met = [25, 54, 155, 174].into_iter().find_map(|seed| run(&setup(seed)).err().map(|v| (seed, v)));
+    let (seed, v) = met.expect("find new seeds: luna-sim --world locks --hosts 8 --broken AcksForAnOlderIncarnation");
     assert!(v.what.contains("progress"), "{v}");
-    hold(Setup { broken: None, ..setup });
+    hold(Setup { broken: None, ..setup(seed) });
 }

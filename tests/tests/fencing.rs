@@ -176,6 +176,30 @@ fn a_lease_lost_with_the_target_comes_back_with_it() -> Result {
     c.finish()
 }
 
+/// Where there is only the lease: a host that wakes up and reads that it is out tells the others when nothing of it is under way, and
+/// they need not wait.
+#[test]
+fn a_host_that_reads_its_eviction_says_that_it_is_drained() -> Result {
+    let c = Cluster::with("drained", Setup { kind: Kind::Nbdkit, hosts: 2, ..Setup::default() })?;
+    fs::write(c.path(1, "f"), "promised")?;
+    fs::File::open(c.path(1, "f"))?.sync_all()?;
+    let pid = c.noted_pid(1)?;
+    signal(pid, Signal::STOP)?;
+    let members = |n: usize| {
+        c.ask_status(0).is_ok_and(|s| s["members"].as_array().is_some_and(|m| m.iter().filter(|x| x["state"] == "member").count() == n))
+    };
+    let evicted = wait_until("the stopped host is evicted", Duration::from_secs(30), || members(1));
+    signal(pid, Signal::CONT)?;
+    evicted?;
+    ensure!(fs::read_to_string(c.path(0, "f"))? == "promised");
+    let log = fs::read_to_string(c.dir.join("host-a.log"))?;
+    ensure!(log.contains("FENCED slot 1 incarnation 1 by slot 0: Acknowledged"), "the others waited: {log}");
+    c.umount(1)?;
+    c.mount(1)?;
+    ensure!(fs::read_to_string(c.path(1, "f"))? == "promised");
+    c.finish()
+}
+
 /// No rung works (the administrator's program fails): what the dead host held stays blocked, everything else goes on, the log says it;
 /// an operator's word ends it.
 #[test]

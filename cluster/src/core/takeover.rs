@@ -182,13 +182,14 @@ impl Core {
             let key = (slot, incarnation);
             let withdrawn = self.watch.beat_of(slot, incarnation).is_some_and(|b| b.state == BEAT_WITHDRAWN);
             let ask = match self.fencing.get(&key) {
-                Some(Fencing::Done(_)) => continue,
+                // its own word is exact and sooner than the end of its lease
+                Some(Fencing::Done(method)) if *method != FenceMethod::Lease || !withdrawn => continue,
                 _ if withdrawn && self.my_turn(slot, incarnation) => {
                     self.fencing.insert(key, Fencing::Done(FenceMethod::Acknowledged));
                     continue;
                 }
                 Some(Fencing::Failed(at)) => self.now >= *at,
-                Some(Fencing::Asked) => false,
+                Some(Fencing::Asked | Fencing::Done(_)) => false,
                 None => true,
             };
             if ask && self.my_turn(slot, incarnation) {
