@@ -4,7 +4,8 @@
 //! makes a file there. Measured: from the kill to that file, and the longest overwrite of an unrelated file of the first host from
 //! the kill until a second after. The replay's own time is read from the log of the host that did it.
 //!
-//! A full journal: as many images as the log of a slot takes, none of them home, behind the same server.
+//! A full journal: as many images as the log of a slot takes, none of them home, behind the same server; side by side, as inodes that
+//! were made together are, and each apart from the next.
 //!
 //! Invariant: what is printed are medians with minimum and maximum over all runs; nothing is left out. Not here: whether everything
 //! promised is there (`tests/tests/fencing.rs`).
@@ -74,8 +75,11 @@ pub fn run(rungs: &[RungKind], runs: usize) -> anyhow::Result<()> {
         let (first, stall, replay) = (show(&|f| f.first), show(&|f| f.stall), show(&|f| f.replay));
         println!("| {} | {runs} | {first} | {} | {stall} | 50 | {replay} |", rung.title(), rung.bar());
     }
-    let (images, times) = full_journal(runs)?;
-    println!("\nreplay of a full journal: {images} images of 4 KiB, all of them to be written home: {} ms; bar 1000", shown(times));
+    println!("\n| replay of a full journal, all to be written home | images | ms | bar |\n|---|---|---|---|");
+    for (where_, stride) in [("home blocks side by side", 1), ("home blocks scattered", 2)] {
+        let (images, times) = full_journal(runs, stride)?;
+        println!("| {where_} | {images} | {} | 1000 |", shown(times));
+    }
     Ok(())
 }
 
@@ -160,8 +164,9 @@ fn replay_of(dir: &Path) -> anyhow::Result<f64> {
     newest.map(|n| n.1).context("no host's log has a replay")
 }
 
-/// Fills the journal of a slot and replays it, `runs` times; how many images, and the milliseconds of each.
-fn full_journal(runs: usize) -> anyhow::Result<(usize, Vec<f64>)> {
+/// Fills the journal of a slot and replays it, `runs` times; how many images, and the milliseconds of each. Every `stride`-th block has
+/// an image.
+fn full_journal(runs: usize, stride: u64) -> anyhow::Result<(usize, Vec<f64>)> {
     let c = Cluster::unmade("full", Setup::default())?;
     c.mkfs()?;
     let lun = luna_lun::open(&c.lun().parse()?, &OpenOptions::default())?;
@@ -179,7 +184,7 @@ fn full_journal(runs: usize) -> anyhow::Result<(usize, Vec<f64>)> {
             if free == 0 {
                 break;
             }
-            let images = (0..free).map(|i| image(volume, home + filled as u64 + i, n + 1)).collect();
+            let images = (0..free).map(|i| image(volume, home + (filled as u64 + i) * stride, n + 1)).collect();
             let Ok(sequence) = journal.append(images) else { break };
             journal.flush_to(sequence)?;
             filled += free as usize;

@@ -26,6 +26,10 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// Blocks read ahead while following the log.
 const WINDOW_BLOCKS: u64 = 256;
+/// Home blocks in one request.
+const SPAN_BLOCKS: u64 = 64;
+/// Blocks that are read although nobody asked for them, rather than make two requests.
+const GAP_BLOCKS: u64 = 8;
 
 /// Where the log is damaged although later records are whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,62 +167,89 @@ impl Plan {
     /// longer than a request to the LUN lives (it may sleep). Answers how many there are. Before [`Self::apply`] unless nobody else
     /// uses the volume.
     pub fn settle(&mut self, disk: &dyn Disk, again: &mut dyn FnMut() -> bool) -> Result<u64> {
-        let mut torn: BTreeSet<BlockNo> = self.images.keys().copied().collect();
+        let mut torn: Vec<BlockNo> = self.images.keys().copied().collect();
         loop {
-            let mut still = BTreeSet::new();
-            for block in torn {
-                if self.home_version(disk, block)?.is_none() {
-                    still.insert(block);
-                }
+            let mut still = Vec::new();
+            for span in spans(&torn, GAP_BLOCKS) {
+                let versions = self.home_versions(disk, span)?;
+                still.extend(span.iter().zip(versions).filter(|(_, version)| version.is_none()).map(|(block, _)| *block));
             }
             torn = still;
             if torn.is_empty() || !again() {
                 break;
             }
         }
-        self.torn = torn;
+        self.torn = torn.into_iter().collect();
         Ok(self.torn.len() as u64)
     }
 
-    /// The version of what is at home, 0 when nothing was ever written there (metadata segments are zeroed before use, and a lock is
-    /// given back only after its blocks are home, so nobody but the owner of this log could be writing it); `None` when it is torn.
-    fn home_version(&self, disk: &dyn Disk, block: BlockNo) -> Result<Option<u64>> {
-        let mut home = Block::zeroed();
-        let lun = |source| JournalError::Lun { slot: self.region.slot, what: "reading a home block", source };
-        disk.read_at(&mut home.0, block * BLOCK_U64).map_err(lun)?;
-        let empty = || home.0.iter().all(|b| *b == 0).then_some(0);
-        Ok(peek(&home, &self.region.volume, block).ok().map(|h| h.version).or_else(empty))
+    /// The versions of what is at home in the blocks of a span, each 0 when nothing was ever written there (metadata segments are
+    /// zeroed before use, and a lock is given back only after its blocks are home, so nobody but the owner of this log could be
+    /// writing it); `None` when it is torn.
+    fn home_versions(&self, disk: &dyn Disk, span: &[BlockNo]) -> Result<Vec<Option<u64>>> {
+        let (Some(&first), Some(&last)) = (span.first(), span.last()) else { return Ok(Vec::new()) };
+        let mut home = Block::zeroed_vec((last - first + 1) as usize);
+        disk.read_at(home.as_mut_slice().as_mut_bytes(), first * BLOCK_U64).map_err(self.lun("reading home blocks"))?;
+        let version = |block: &BlockNo| {
+            let home = home.get((block - first) as usize)?;
+            let empty = || home.0.iter().all(|b| *b == 0).then_some(0);
+            peek(home, &self.region.volume, *block).ok().map(|h| h.version).or_else(empty)
+        };
+        Ok(span.iter().map(version).collect())
+    }
+
+    fn lun(&self, what: &'static str) -> impl Fn(luna_lun::LunError) -> JournalError + use<> {
+        let slot = self.region.slot;
+        move |source| JournalError::Lun { slot, what, source }
     }
 
     /// Puts the images in place, flushes, marks the journal clean for the next incarnation. `skip` names blocks whose lock a
     /// live host holds (R6). May be repeated, also after it was interrupted.
     pub fn apply(&self, disk: &dyn Disk, skip: &dyn Fn(BlockNo) -> bool) -> Result<Report> {
-        let slot = self.region.slot;
         if let (Some(g), false) = (self.gap, self.gap_accepted) {
-            return Err(JournalError::Damaged { slot, missing: g.missing, position: g.position, later: g.later });
+            return Err(JournalError::Damaged { slot: self.region.slot, missing: g.missing, position: g.position, later: g.later });
         }
-        let lun = |what| move |source| JournalError::Lun { slot, what, source };
         let mut report = Report { records: self.records, images: self.images.len() as u64, ..Report::default() };
-        for (&block, image) in &self.images {
-            if skip(block) {
-                report.skipped += 1;
-                continue;
-            }
-            match self.home_version(disk, block)? {
-                Some(version) if version >= image.header().version => {
-                    report.current += 1;
-                    continue;
+        let blocks: Vec<BlockNo> = self.images.keys().copied().filter(|b| !skip(*b)).collect();
+        report.skipped = report.images - blocks.len() as u64;
+        for span in spans(&blocks, GAP_BLOCKS) {
+            let versions = self.home_versions(disk, span)?;
+            let mut due = Vec::new();
+            for (&block, version) in span.iter().zip(versions) {
+                if self.is_due(block, version, &mut report)? {
+                    due.push(block);
                 }
-                Some(_) => {}
-                None if self.alone || self.torn.contains(&block) => report.torn += 1,
-                None => return Err(JournalError::Unsettled { slot, block }),
             }
-            disk.write_at(&image.0, block * BLOCK_U64, Durability::Plain).map_err(lun("writing a home block"))?;
-            report.written += 1;
+            for run in spans(&due, 0) {
+                self.write_home(disk, run)?;
+            }
+            report.written += due.len() as u64;
         }
-        disk.flush().map_err(lun("flushing home blocks"))?;
+        disk.flush().map_err(self.lun("flushing home blocks"))?;
         self.mark_clean(disk)?;
         Ok(report)
+    }
+
+    /// Whether the image is to be written over what is at home.
+    fn is_due(&self, block: BlockNo, home: Option<u64>, report: &mut Report) -> Result<bool> {
+        let image = self.images.get(&block).map_or(0, |image| image.header().version);
+        match home {
+            Some(version) if version >= image => {
+                report.current += 1;
+                return Ok(false);
+            }
+            Some(_) => {}
+            None if self.alone || self.torn.contains(&block) => report.torn += 1,
+            None => return Err(JournalError::Unsettled { slot: self.region.slot, block }),
+        }
+        Ok(true)
+    }
+
+    /// Writes the images of adjacent blocks.
+    fn write_home(&self, disk: &dyn Disk, run: &[BlockNo]) -> Result<()> {
+        let Some(&first) = run.first() else { return Ok(()) };
+        let bytes: Vec<u8> = run.iter().filter_map(|b| self.images.get(b)).flat_map(|image| image.0).collect();
+        disk.write_at(&bytes, first * BLOCK_U64, Durability::Plain).map_err(self.lun("writing home blocks"))
     }
 
     /// R8: only after the flush, the new header.
@@ -330,6 +361,19 @@ impl Plan {
         }
         Ok(None)
     }
+}
+
+/// Ascending blocks, cut into spans of at most [`SPAN_BLOCKS`] with gaps of at most `gap` blocks: a takeover of a full log has
+/// thousands of blocks, and each request is a round trip.
+fn spans(blocks: &[BlockNo], gap: u64) -> impl Iterator<Item = &[BlockNo]> {
+    let mut rest = blocks;
+    std::iter::from_fn(move || {
+        let first = *rest.first()?;
+        let near = |pair: &[BlockNo]| pair[1] - pair[0] <= gap + 1 && pair[1] - first < SPAN_BLOCKS;
+        let (span, behind) = rest.split_at(1 + rest.windows(2).take_while(|pair| near(pair)).count());
+        rest = behind;
+        Some(span)
+    })
 }
 
 /// Reads ring blocks by position through a window, so that following the log costs few large reads.

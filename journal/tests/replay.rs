@@ -172,8 +172,8 @@ fn a_newer_home_is_left_alone_and_a_torn_one_is_rebuilt() {
     assert_eq!(p.settle(&*disk, &mut again).unwrap(), 1, "torn for good, and the one that was never written is not torn");
     assert_eq!(looks, 0, "it is looked at again as long as the caller says");
     let report = p.apply(&*disk, &|b| b == HOME + 4).unwrap();
-    // the attempt before put the first one home
-    assert_eq!((report.records, report.images, report.written, report.current), (1, 5, 1, 3));
+    // the attempt before wrote nothing of this run
+    assert_eq!((report.records, report.images, report.written, report.current), (1, 5, 2, 2));
     assert_eq!((report.torn, report.skipped), (1, 1));
     let versions: Vec<u64> = (0..5).map(|i| version(&*disk, HOME + i)).collect();
     assert_eq!(versions, [5, 5, 6, 5, 0]);
@@ -219,13 +219,61 @@ fn a_sleeping_recoverer_does_not_touch_the_next_owners_log() {
     assert!(!p.is_clean() && p.records() == 1, "what the new owner promised is still there");
 }
 
+/// Adjacent blocks go home in large requests: each of them is still judged for itself, whatever lies beside it.
+#[test]
+fn each_block_of_a_long_run_is_judged_for_itself() {
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
+    let region = (16, 400);
+    let j = fresh(&disk, region);
+    let last =
+        (0..300).step_by(100).map(|from| j.append((from..from + 100).map(|i| image(HOME + i + i / 150, 5)).collect()).unwrap()).last();
+    j.flush_to(last.unwrap()).unwrap();
+    let all = || (0..300).map(|i| HOME + i + i / 150);
+    let foreign = [HOME - 1, HOME + 150, HOME + 301];
+    for b in foreign {
+        write(&*disk, &block(b, 1), b);
+    }
+    for b in all() {
+        match b % 5 {
+            0 => {}
+            1 => write(&*disk, &block(b, 4), b),
+            2 => write(&*disk, &block(b, 6), b),
+            3 => {
+                let mut torn = block(b, 4);
+                torn.0[100..].fill(0xee);
+                torn.0[..8].fill(0xee);
+                write(&*disk, &torn, b);
+            }
+            _ => write(&*disk, &block(b, 5), b),
+        }
+    }
+    let mut p = plan(&*disk, VOLUME, region, 3, proof(1)).unwrap();
+    assert_eq!(p.settle(&*disk, &mut || false).unwrap(), 60);
+    let skip = |b: u64| b.is_multiple_of(7);
+    let report = p.apply(&*disk, &skip).unwrap();
+    let count = |keep: &dyn Fn(u64) -> bool| all().filter(|b| keep(*b)).count() as u64;
+    let written = count(&|b| !skip(b) && [0, 1, 3].contains(&(b % 5)));
+    assert_eq!((report.images, report.written, report.skipped), (300, written, count(&skip)));
+    for b in all() {
+        let before = [0, 4, 6, 0, 5][(b % 5) as usize];
+        let torn = b % 5 == 3;
+        match skip(b) {
+            true if torn => assert!(luna_format::peek(&read(&*disk, b), &VOLUME, b).is_err()),
+            true => assert_eq!(version(&*disk, b), before, "{b}"),
+            false => assert_eq!(version(&*disk, b), before.max(5), "{b}"),
+        }
+    }
+    assert!(foreign.iter().all(|b| version(&*disk, *b) == 1), "nothing beside the images is touched");
+}
+
 #[test]
 fn an_interrupted_apply_is_simply_repeated() {
     let base = Arc::new(MemoryDisk::new(DISK_BYTES));
     let dynamic: Arc<dyn Disk> = base.clone();
     let j = fresh(&dynamic, REGION);
-    let s = j.append((0..6).map(|i| image(HOME + i, 2)).collect()).unwrap();
+    let s = j.append((0..6).map(|i| image(HOME + 2 * i, 2)).collect()).unwrap();
     j.flush_to(s).unwrap();
+    // not adjacent, so that each is a request of its own
     for n in 0..8 {
         let copy = Arc::new(base.snapshot());
         let failing = luna_lun::faulty::FaultyDisk::fail_after_writes(copy.clone(), n);
@@ -234,7 +282,7 @@ fn an_interrupted_apply_is_simply_repeated() {
         let p = plan(&*copy, VOLUME, REGION, 3, proof(1)).unwrap();
         assert!(!p.is_clean());
         p.apply(&*copy, &none).unwrap();
-        assert!((0..6).all(|i| version(&*copy, HOME + i) == 2));
+        assert!((0..6).all(|i| version(&*copy, HOME + 2 * i) == 2));
     }
 }
 
