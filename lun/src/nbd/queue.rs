@@ -127,6 +127,14 @@ impl NbdQueue {
 }
 
 impl Connection {
+    /// These requests will not be answered.
+    fn fail(&self, failed: Vec<Pending>, why: &LunError) {
+        for pending in failed {
+            self.inflight.fetch_sub(1, Ordering::SeqCst);
+            pending.fail(why.duplicate());
+        }
+    }
+
     fn new(stream: Stream) -> Result<Self> {
         let stream = Arc::new(prepared(stream)?);
         let receiving = Receiving {
@@ -211,6 +219,12 @@ fn prepared(stream: Stream) -> Result<Stream> {
 }
 
 impl Sending {
+    /// Nothing of the batch will leave over this stream.
+    fn forget(&mut self) {
+        self.batch.clear();
+        (self.first, self.done) = (0, 0);
+    }
+
     /// One send call; says how many requests left completely.
     fn send_some(&mut self) -> io::Result<usize> {
         let mut parts: Vec<IoSlice<'_>> = Vec::with_capacity(PARTS.min(2 * (self.batch.len() - self.first)));
@@ -356,8 +370,7 @@ impl Inner {
             let mut queued = conn.queued.lock();
             let mut table = conn.table.lock();
             queued.clear();
-            sending.batch.clear();
-            (sending.first, sending.done) = (0, 0);
+            sending.forget();
             let answer = match fresh {
                 Ok(stream) => {
                     let stream = Arc::new(stream);
@@ -374,11 +387,8 @@ impl Inner {
             answer
         };
         drop(sending);
-        (side.start, side.end, side.need, side.silent_since) = (0, 0, REPLY_BYTES, None);
-        for pending in failed {
-            conn.inflight.fetch_sub(1, Ordering::SeqCst);
-            pending.fail(why.duplicate());
-        }
+        side.rewind();
+        conn.fail(failed, &why);
     }
 
     /// Looks at every held connection once; says whether anything happened.
@@ -462,17 +472,13 @@ impl Inner {
         let failed = {
             let mut queued = conn.queued.lock();
             queued.clear();
-            sending.batch.clear();
-            (sending.first, sending.done) = (0, 0);
+            sending.forget();
             conn.unsent.store(0, Ordering::SeqCst);
             conn.table.lock().take_all()
         };
         drop(sending);
-        (side.start, side.end, side.need, side.silent_since) = (0, 0, REPLY_BYTES, None);
-        for pending in failed {
-            conn.inflight.fetch_sub(1, Ordering::SeqCst);
-            pending.fail(why.duplicate());
-        }
+        side.rewind();
+        conn.fail(failed, why);
     }
 
     /// A nap passed without a byte: a server that is silent for too long counts as gone.
@@ -518,6 +524,11 @@ impl Inner {
 type Held<'a> = [Option<MutexGuard<'a, Receiving>>; MAX_CONNECTIONS];
 
 impl Receiving {
+    /// Whatever was received of a reply belongs to a connection that is gone.
+    fn rewind(&mut self) {
+        (self.start, self.end, self.need, self.silent_since) = (0, 0, REPLY_BYTES, None);
+    }
+
     /// Where the next bytes go; moves a partial reply to the front if it would not fit.
     fn make_room(&mut self) -> std::ops::Range<usize> {
         if self.start == self.end {
