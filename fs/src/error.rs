@@ -17,6 +17,8 @@ pub enum Stop {
     Block(Fetch),
     /// The journal is full, or the only free blocks wait for it: checkpoint, then run again.
     Journal,
+    /// The metadata of the volume is frozen: wait until it is not, then run again.
+    Frozen,
     /// It wants to make a free segment a metadata segment: write zeroes over it first, under its group's lock, then run again.
     Zero {
         /// First block of the segment.

@@ -16,6 +16,7 @@ pub mod dir;
 mod direct;
 pub mod error;
 pub mod extent;
+pub mod freeze;
 pub mod fuse;
 pub mod inode;
 pub mod machine;

@@ -2,7 +2,8 @@
 //!
 //! For an inode, in this order: the kernel's attributes, its pages (see `data::right` for transfers that come in meanwhile), the pending
 //! modification time, the metadata under the lock, then what is known in memory. For an allocation group: its metadata and
-//! whatever waits to be reused. Other names guard nothing that is cached.
+//! whatever waits to be reused. For the right to change metadata at all: nothing is changed any more, and what was is in the journal. Other
+//! names guard nothing that is cached.
 //!
 //! Invariant: when `come_down` returns `Ok`, everything changed under the old right is on the LUN, and nothing that the new
 //! right does not allow is remembered here or in the kernel. Runs on the lock cache's workers, never on a FUSE thread.
@@ -34,6 +35,7 @@ struct FsHooks(Weak<Fs>);
 
 /// What [`Fs::hooks`] gives.
 pub(crate) fn hooks(fs: &Arc<Fs>) -> Arc<dyn Hooks> {
+    fs.volume.obey_freezes();
     Arc::new(FsHooks(Arc::downgrade(fs)))
 }
 
@@ -43,13 +45,16 @@ impl Hooks for FsHooks {
         fs.come_down(name, from, to).map_err(|e| e.to_string())
     }
 
-    fn granted(&self, name: &Name, from: Mode, _to: Mode, _value: &ValueBlock) {
-        if from == Mode::Nl
-            && let Some(fs) = self.0.upgrade()
-            && let Some((Class::Inode, ino)) = names::split(name)
-            && let Some(node) = fs.nodes.find(ino)
-        {
-            node.clear();
+    fn granted(&self, name: &Name, from: Mode, to: Mode, _value: &ValueBlock) {
+        let Some(fs) = self.0.upgrade() else { return };
+        match names::split(name) {
+            Some((Class::Freeze, _)) if to.covers(Mode::Pr) => fs.volume.move_on(),
+            Some((Class::Inode, ino)) if from == Mode::Nl => {
+                if let Some(node) = fs.nodes.find(ino) {
+                    node.clear();
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -65,6 +70,7 @@ impl Fs {
                 }
                 Ok(None)
             }
+            Some((Class::Freeze, _)) if !to.covers(Mode::Pr) => self.volume.stand_still().map(|()| None),
             _ => Ok(None),
         }
     }

@@ -9,6 +9,7 @@
 //! Not here: write-back (`checkpoint`), what the bodies do (`op`), FUSE.
 
 use crate::error::{Fetch, FsError, Step, Stop};
+use crate::freeze::Freeze;
 use crate::machine::Machine;
 use crate::meta::{Busy, Meta};
 use crate::tx::{Effect, Rights, Tx};
@@ -91,6 +92,7 @@ pub struct Volume {
     pub(crate) meta: Mutex<Meta>,
     pub(crate) writeback: Mutex<()>,
     pub(crate) zeroing: Mutex<()>,
+    pub(crate) freeze: Freeze,
     listener: OnceLock<Arc<dyn Listener>>,
     withdrawn: OnceLock<String>,
     on_withdraw: OnceLock<Tell>,
@@ -151,6 +153,7 @@ impl Volume {
             meta: Mutex::new(Meta::at_home(u64::from(p.slot) * p.sb.ag_count / u64::from(p.sb.slots.max(1)))),
             writeback: Mutex::new(()),
             zeroing: Mutex::new(()),
+            freeze: Freeze::default(),
             listener: OnceLock::new(),
             withdrawn: OnceLock::new(),
             on_withdraw: OnceLock::new(),
@@ -237,7 +240,7 @@ impl Volume {
             }
             let mut rights: Rights = held.iter().map(|(n, (m, _))| (*n, *m)).collect();
             rights.extend(given.iter().map(|(n, m)| (*n, *m)));
-            let stop = match self.attempt(&rights, &mut body) {
+            let stop = match self.attempt(&rights, || self.freeze.allows(), &mut body) {
                 Ok((v, seq)) => return Ok(Ran::Done(v, seq)),
                 Err(stop) => stop,
             };
@@ -245,7 +248,7 @@ impl Volume {
                 Stop::Error(e) => return Err(e),
                 Stop::Block(f) => self.fetch(&f)?,
                 // too long for a thread that others wait for
-                Stop::Zero { .. } | Stop::Journal if wait == Wait::No => return Ok(Ran::WouldWait),
+                Stop::Zero { .. } | Stop::Journal | Stop::Frozen if wait == Wait::No => return Ok(Ran::WouldWait),
                 Stop::Zero { start, len } => self.zero_segment(start, len)?,
                 Stop::Lock(name, _) if given.contains_key(&name) => return Err(FsError::Invalid("the right given is too weak")),
                 Stop::Lock(name, mode) => learn(needs, name, mode),
@@ -253,20 +256,25 @@ impl Volume {
                     drop(std::mem::take(&mut held));
                     self.checkpoint()?;
                 }
+                Stop::Frozen => {
+                    drop(std::mem::take(&mut held));
+                    self.await_thaw()?;
+                }
             }
         }
         Err(FsError::Invalid("operation restarted without end"))
     }
 
-    /// Runs a body under rights the caller already has (the lock cache's hook, recovery): no lock is taken.
+    /// Runs a body under rights the caller already has (the lock cache's hook, recovery): no lock is taken. A freeze does not stop
+    /// it, because it may wait for this right.
     pub fn run_under<T>(&self, rights: &Rights, mut body: impl FnMut(&mut Tx<'_>) -> Step<T>) -> Result<T, FsError> {
         for _ in 0..MAX_RUNS {
-            match self.attempt(rights, &mut body) {
+            match self.attempt(rights, || Ok(()), &mut body) {
                 Ok((v, _)) => return Ok(v),
                 Err(Stop::Error(e)) => return Err(e),
                 Err(Stop::Block(f)) => self.fetch(&f)?,
                 Err(Stop::Zero { start, len }) => self.zero_segment(start, len)?,
-                Err(Stop::Lock(..)) => return Err(FsError::WouldBlock),
+                Err(Stop::Lock(..) | Stop::Frozen) => return Err(FsError::WouldBlock),
                 Err(Stop::Journal) => self.checkpoint()?,
             }
         }
@@ -316,12 +324,20 @@ impl Volume {
         Ok(true)
     }
 
-    /// One run of the body and, when it succeeds, its commit, under the metadata mutex.
-    fn attempt<T>(&self, rights: &Rights, body: &mut impl FnMut(&mut Tx<'_>) -> Step<T>) -> Result<(T, Sequence), Stop> {
+    /// One run of the body and, when it succeeds, its commit, under the metadata mutex. `allowed` is asked before anything is changed.
+    fn attempt<T>(
+        &self,
+        rights: &Rights,
+        allowed: impl FnOnce() -> Step<()>,
+        body: &mut impl FnMut(&mut Tx<'_>) -> Step<T>,
+    ) -> Result<(T, Sequence), Stop> {
         let mut meta = self.meta.lock();
         let mut tx = Tx::new(&self.sb, self.id, self.slot, self.now_ns(), &mut meta, rights);
         let value = body(&mut tx)?;
         let Tx { staged, freed, spent, effects, .. } = tx;
+        if !staged.is_empty() {
+            allowed()?;
+        }
         let sequence = self.commit(&mut meta, staged, &freed)?;
         for segment in &spent {
             meta.zeroed.remove(segment);

@@ -1,6 +1,6 @@
 //! The local door to a running mount: a Unix socket, root only, one line in, one JSON answer out.
 //!
-//! `luna status DIR` and `luna umount DIR` use it. Commands: see `status`. The path is derived from the
+//! `luna status DIR`, `luna umount DIR` and `luna fsck -n` use it. Commands: see `status`. The path is derived from the
 //! mount point, so that no registry is needed. Not here: what the answers contain (see `status`).
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,8 +16,8 @@ const RUN_DIR: &str = "/run/luna";
 /// The longest command line.
 const MAX_LINE: u64 = 4096;
 
-/// What answers a command line.
-pub type Answer = dyn Fn(&str) -> String + Send + Sync;
+/// What answers a command line; for a command that lasts, the stream tells when its asker is gone.
+pub type Answer = dyn Fn(&str, &UnixStream) -> String + Send + Sync;
 
 /// The socket of the mount at `dir`. The name is the path with `/` as `-`, as systemd does, cut by a hash when too long.
 pub fn socket_path(dir: &Path) -> PathBuf {
@@ -74,7 +74,7 @@ fn one(stream: UnixStream, answer: &Answer) {
     let _ = stream.set_write_timeout(Some(Duration::from_secs(5)));
     let mut line = String::new();
     if BufReader::new((&stream).take(MAX_LINE)).read_line(&mut line).is_ok() {
-        let _ = (&stream).write_all(answer(line.trim()).as_bytes());
+        let _ = (&stream).write_all(answer(line.trim(), &stream).as_bytes());
     }
 }
 

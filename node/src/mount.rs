@@ -27,6 +27,7 @@ use luna_journal::Journal;
 use luna_lun::{Disk, Lun, LunSpec, OpenOptions};
 use parking_lot::Mutex;
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -328,7 +329,7 @@ fn start_fs(site: &Arc<Site>, lun: Lun, beats: &Lun, slot: Slot, incarnation: In
     let opts = MountOpts { suid: !o.nosuid, dev: !o.nodev, read_only: o.read_only, source: o.lun.to_string(), ..MountOpts::default() };
     let mounted = luna_fs::fuse::mount(&fs, &o.dir, &opts).map_err(NodeError::system("mounting through FUSE"))?;
     let s = Arc::clone(site);
-    let control = Control::start(&o.dir, Arc::new(move |line: &str| crate::status::answer(&s, line)));
+    let control = Control::start(&o.dir, Arc::new(move |line: &str, asker: &UnixStream| crate::status::answer(&s, line, asker)));
     let control = control.map_err(NodeError::system("opening the control socket in /run/luna"))?;
     Ok((mounted, control))
 }

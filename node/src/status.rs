@@ -1,25 +1,52 @@
 //! Answers to `luna status`: everything an administrator can look at, as one JSON object.
 //!
-//! One command is no question: an operator's word that a dead host is off (`confirm-dead`).
+//! Two commands are no questions: an operator's word that a dead host is off (`confirm-dead`), and `freeze`, which makes the metadata of
+//! the volume stand still for a checker.
 //!
-//! Invariant: looking changes nothing and waits for no other host. Not here: tables for people (the `luna` binary).
+//! Invariant: looking changes nothing and waits for no other host; a freeze ends by itself. Not here: tables for people (the `luna` binary).
 
 use crate::mount::Site;
 use luna_format::{Incarnation, Slot};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// The longest freeze: guests' file systems give up on writes that take a minute or two.
+const MAX_FREEZE_MS: u64 = 30_000;
 
 /// Answers one command line of the control socket.
-pub(crate) fn answer(site: &Site, line: &str) -> String {
+pub(crate) fn answer(site: &Site, line: &str, asker: &UnixStream) -> String {
     let value = match line {
         "status" => status(site),
         "locks" => locks(site),
         "manager" => json!({ "manager": site.host.look(|_, d, _| format!("{d:#?}")) }),
-        other => match other.strip_prefix("confirm-dead ") {
-            Some(slot) => confirm_dead(site, slot),
-            None => json!({ "error": format!("unknown command '{other}'; known: status, locks, manager, confirm-dead SLOT") }),
+        other => match other.split_once(' ') {
+            Some(("confirm-dead", slot)) => confirm_dead(site, slot),
+            Some(("freeze", ms)) => freeze(site, ms, asker),
+            _ => json!({ "error": format!("unknown command '{other}'; known: status, locks, manager, confirm-dead SLOT, freeze MS") }),
         },
     };
     format!("{value}\n")
+}
+
+/// Makes the metadata of the volume stand still on all hosts until the asker says another word, goes away, or `ms` are over.
+fn freeze(site: &Site, ms: &str, asker: &UnixStream) -> Value {
+    let Some(limit) = ms.trim().parse().ok().filter(|ms| (1..=MAX_FREEZE_MS).contains(ms)).map(Duration::from_millis) else {
+        return json!({ "error": format!("a freeze lasts 1 to {MAX_FREEZE_MS} ms, not '{ms}'") });
+    };
+    let Some(volume) = site.volume() else { return json!({ "error": "this host is not a member yet; try again" }) };
+    let frozen = match volume.freeze() {
+        Ok(frozen) => frozen,
+        Err(e) => return json!({ "error": format!("the volume cannot be frozen: {e}") }),
+    };
+    let begun = Instant::now();
+    let told = asker.set_read_timeout(Some(limit)).is_ok() && (&*asker).write_all(b"{\"frozen\":true}\n").is_ok();
+    let expired = told && (&*asker).read(&mut [0]).is_err();
+    drop(frozen);
+    let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(ms, expired, "the volume was frozen for somebody who looks at it");
+    json!({ "frozen_ms": ms, "expired": expired })
 }
 
 /// An operator's word that an evicted host is off, where no rung of the ladder works: FENCED by method Operator.

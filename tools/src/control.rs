@@ -12,7 +12,7 @@ use rustix::{
     process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
     time::Duration,
@@ -41,6 +41,36 @@ fn connect(dir: &Path) -> Result<UnixStream> {
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
     Ok(stream)
+}
+
+/// A volume whose metadata stands still on all hosts, until this is dropped or its time is over.
+pub struct Freeze {
+    stream: BufReader<UnixStream>,
+}
+
+/// Freezes the volume that is mounted on `dir`, for at most `limit`. Waits for the changes that are under way on all hosts.
+pub fn freeze(dir: &Path, limit: Duration) -> Result<Freeze> {
+    let mut stream = connect(dir)?;
+    stream.write_all(format!("freeze {}\n", limit.as_millis()).as_bytes()).context("the daemon does not listen")?;
+    let mut stream = BufReader::new(stream);
+    let mut answer = String::new();
+    stream.read_line(&mut answer).with_context(|| format!("the volume on {} does not come to rest", dir.display()))?;
+    let value: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+    if let Some(error) = value["error"].as_str() {
+        bail!("{}: {error}", dir.display());
+    }
+    ensure!(value["frozen"] == true, "the daemon of {} cannot freeze; it is of another version", dir.display());
+    Ok(Freeze { stream })
+}
+
+impl Freeze {
+    /// Lets it go on; whether it stood still up to now.
+    pub fn thaw(mut self) -> bool {
+        let mut answer = String::new();
+        let asked = self.stream.get_mut().write_all(b"\n").is_ok() && self.stream.read_line(&mut answer).is_ok();
+        let value: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+        asked && value["expired"] == false
+    }
 }
 
 /// The daemon process behind a mount.

@@ -45,6 +45,12 @@ pub fn at(dir: &Path) -> Result<Option<Mount>> {
     Ok(parse(&table).into_iter().rev().find(|m| m.dir == resolved))
 }
 
+/// All mounts of ours.
+pub fn ours() -> Result<Vec<Mount>> {
+    let table = std::fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    Ok(parse(&table).into_iter().filter(Mount::is_luna).collect())
+}
+
 /// `dir` as an absolute path without `.` and `..`, by text alone.
 pub fn absolute(dir: &Path) -> Result<PathBuf> {
     let start = std::path::absolute(dir).with_context(|| format!("{}: no such path", dir.display()))?;

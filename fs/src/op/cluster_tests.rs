@@ -36,6 +36,9 @@ struct WriteBack(Arc<Volume>);
 
 impl Hooks for WriteBack {
     fn come_down(&self, name: &Name, from: Mode, to: Mode) -> Result<Option<ValueBlock>, String> {
+        if *name == names::freeze() {
+            return if to.covers(Mode::Pr) { Ok(None) } else { self.0.stand_still().map(|()| None).map_err(|e| e.to_string()) };
+        }
         if from.writes() {
             self.0.write_back(name).map_err(|e| e.to_string())?;
         }
@@ -44,7 +47,11 @@ impl Hooks for WriteBack {
         }
         Ok(None)
     }
-    fn granted(&self, _: &Name, _: Mode, _: Mode, _: &ValueBlock) {}
+    fn granted(&self, name: &Name, _: Mode, to: Mode, _: &ValueBlock) {
+        if *name == names::freeze() && to.covers(Mode::Pr) {
+            self.0.move_on();
+        }
+    }
 }
 
 fn route(me: Member, cache: &Arc<LockCache>, input: &Receiver<Input>, wires: &[Sender<Input>]) {
@@ -87,6 +94,7 @@ fn cluster(n: u16) -> (Arc<MemoryDisk>, Vec<Arc<Volume>>) {
             locks: locks.clone(),
             discard: true,
         });
+        vol.obey_freezes();
         locks.set_hooks(Arc::new(WriteBack(vol.clone())));
         let (me, wires) = (members[usize::from(slot)], wires.clone());
         std::thread::spawn(move || route(me, &locks, &input, &wires));
@@ -164,6 +172,92 @@ fn three_hosts_share_a_namespace() {
             v.restarts.load(std::sync::atomic::Ordering::Relaxed)
         );
     }
+}
+
+/// What the checker says of the disk as it is now.
+fn findings(disk: &MemoryDisk) -> Vec<String> {
+    let mut found = Vec::new();
+    let options = crate::check::CheckOptions::default();
+    crate::check::run(disk, &options, &mut |f| {
+        if f.severity != crate::check::Severity::Note {
+            found.push(f.to_string());
+        }
+    })
+    .unwrap();
+    found
+}
+
+/// Three hosts change names as fast as they can; whenever one freezes the volume, what lies on the disk is one state of it for as
+/// long as it is frozen. (Read without that, block after block, it is none: `live` is printed.)
+#[test]
+fn a_frozen_volume_is_consistent_and_stands_still() {
+    let (disk, hosts) = cluster(3);
+    let top = hosts[0].sb.root_ino;
+    let dirs = [top, hosts[1].run(|tx| mkdir(tx, top, b"d", 0o755, &Cred::default())).unwrap().ino];
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    let over = || done.load(std::sync::atomic::Ordering::Relaxed) == 6;
+    let (mut freezes, mut changed, mut live) = (0, 0, 0);
+    std::thread::scope(|s| {
+        for (h, v) in hosts.iter().enumerate() {
+            for t in 0..2 {
+                let (dirs, done) = (&dirs, &done);
+                s.spawn(move || {
+                    work(v, (h * 2 + t) as u64 + 1, dirs, 500);
+                    done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                });
+            }
+        }
+        let mut before = None;
+        while !over() {
+            live += usize::from(!findings(&disk).is_empty());
+            let frozen = hosts[freezes % 3].freeze().unwrap();
+            assert_eq!(hosts[freezes % 3].freeze().err().map(|e| e.errno()), Some(libc::EINVAL), "once at a time");
+            let journals = || hosts.iter().map(|v| journal_of(v, &disk)).collect::<Vec<_>>();
+            let now = journals();
+            assert_eq!(findings(&disk), Vec::<String>::new(), "freeze {freezes}");
+            assert_eq!(now, journals(), "nothing is committed while it is frozen");
+            drop(frozen);
+            changed += usize::from(before.replace(now.clone()) != Some(now));
+            freezes += 1;
+        }
+    });
+    println!("{freezes} freezes, {changed} with changes before them; {live} looks at a live disk found something");
+    assert!(changed > 2, "the hosts got on between {freezes} freezes: {changed}");
+    assert_eq!(findings(&disk), Vec::<String>::new());
+}
+
+/// The newest record of a host's journal.
+fn journal_of(v: &Volume, disk: &MemoryDisk) -> u64 {
+    let proof = luna_journal::ReplayProof::FirstMount;
+    let plan = luna_journal::plan(disk, [7; 16], v.sb.journal_region(v.slot), v.slot, proof).unwrap();
+    luna_journal::inspect(disk, [7; 16], v.sb.journal_region(v.slot), v.slot).unwrap().tail_sequence + plan.records()
+}
+
+/// A host that is in the middle of something when another one freezes finishes first; what comes later waits for the thaw.
+#[test]
+fn a_change_waits_for_the_thaw_and_a_look_does_not() {
+    let (_disk, hosts) = cluster(2);
+    let top = hosts[0].sb.root_ino;
+    let make = |v: &Volume, n: u8| v.run(|tx| create(tx, top, &[b'f', n + 1], 0o600, 0, &Cred::default()).map(|_| ()));
+    make(&hosts[0], 0).unwrap();
+    make(&hosts[1], 1).unwrap();
+    for freezer in [0, 1] {
+        let frozen = hosts[freezer].freeze().unwrap();
+        std::thread::scope(|s| {
+            let (sender, made) = channel();
+            for (n, v) in hosts.iter().enumerate() {
+                let sender = sender.clone();
+                s.spawn(move || sender.send(make(v, (10 + 2 * freezer + n) as u8)).unwrap());
+                assert_eq!(v.run(|tx| lookup(tx, top, &[b'f', 1])).unwrap().nlink, 1, "reading goes on");
+            }
+            assert!(made.recv_timeout(std::time::Duration::from_millis(50)).is_err(), "nothing is made");
+            drop(frozen);
+            for _ in &hosts {
+                made.recv().unwrap().unwrap();
+            }
+        });
+    }
+    assert_eq!(check(&hosts[0]).len(), 6, "all six were made");
 }
 
 #[test]
