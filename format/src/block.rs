@@ -282,6 +282,12 @@ pub fn seal(b: &mut Block, s: &Stamp) {
     b.0[..HEADER_BYTES].copy_from_slice(h.as_bytes());
 }
 
+/// Computes the checksum again over a header that was changed by hand. For what damages blocks on purpose; everybody else calls [`seal`].
+pub fn reseal(b: &mut Block) {
+    let crc = checksum(b);
+    b.0[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
 /// Identifies a block alone: whole, of this volume, at this address; any kind and owner. For fsck and replay.
 pub fn peek(b: &Block, volume: &VolumeId, block: BlockNo) -> Result<Header, CheckError> {
     let h = b.header();

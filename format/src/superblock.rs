@@ -11,8 +11,10 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 pub const FORMAT_VERSION: u32 = 1;
 /// Entries of the device table: LUNs a volume may span one day.
 pub const MAX_DEVICES: usize = 32;
-/// Incompatible features this program knows (none yet; bit 0 is set aside for shared extents, bit 1 for several LUNs).
-pub const KNOWN_INCOMPAT: u64 = 0;
+/// Incompatible feature: a repair is under way, or was cut off. No host may mount; `luna fsck -y` goes on with it.
+pub const INCOMPAT_REPAIR: u64 = 1 << 2;
+/// Incompatible features this program knows (bit 0 is set aside for shared extents, bit 1 for several LUNs).
+pub const KNOWN_INCOMPAT: u64 = INCOMPAT_REPAIR;
 /// Read-only compatible features this program knows.
 pub const KNOWN_RO_COMPAT: u64 = 0;
 /// Checksum type: CRC-32C (Castagnoli polynomial 0x1EDC6F41).

@@ -107,6 +107,25 @@ impl Journal {
         write_header(disk, &region, &h, 1)
     }
 
+    /// Makes a journal anew whose header cannot be believed: nothing of the old ring can be taken for a record afterwards, and incarnations
+    /// from `incarnation` on may open it. `version` is that of the header. For an offline repair only: what the ring held is lost.
+    pub fn reset(
+        disk: &dyn Disk,
+        volume: VolumeId,
+        region: (BlockNo, u64),
+        slot: Slot,
+        incarnation: Incarnation,
+        version: u64,
+    ) -> Result<()> {
+        let region = Region { volume, slot, start: region.0, len: region.1 };
+        let lun = |source| JournalError::Lun { slot, what: "emptying the ring", source };
+        disk.write_zeroes((region.start + 1) * BLOCK_U64, region.ring() * BLOCK_U64).map_err(lun)?;
+        disk.flush().map_err(lun)?;
+        let mut h = JournalHeader::new_zeroed();
+        (h.incarnation, h.tail_sequence, h.state) = (incarnation, 1, STATE_CLEAN);
+        write_header(disk, &region, &h, version)
+    }
+
     /// Opens a clean journal as `incarnation` and marks it dirty, forced. Continues behind every position and sequence used
     /// before. A dirty journal is refused: replay comes first.
     pub fn open(disk: Arc<dyn Disk>, volume: VolumeId, region: (BlockNo, u64), slot: Slot, incarnation: Incarnation) -> Result<Self> {
