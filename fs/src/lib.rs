@@ -27,6 +27,7 @@ pub mod op;
 pub mod open;
 pub mod orphan;
 mod pool;
+pub mod repair;
 mod revoke;
 mod stats;
 pub mod syncer;
@@ -35,6 +36,7 @@ pub mod system;
 mod testkit;
 pub mod tx;
 pub mod volume;
+pub mod wreck;
 pub mod xattr;
 
 pub use error::{FsError, Step, Stop};

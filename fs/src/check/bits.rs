@@ -12,7 +12,7 @@ fn span(from: u64, to: u64) -> std::ops::Range<usize> {
 }
 
 /// Words for `bits` bits, all clear.
-pub(super) fn words(bits: u64) -> Box<[u64]> {
+pub(crate) fn words(bits: u64) -> Box<[u64]> {
     vec![0; bits.div_ceil(64) as usize].into_boxed_slice()
 }
 
@@ -23,7 +23,7 @@ fn get(words: &[u64], n: u64) -> bool {
 }
 
 /// Sets `[from, to)`; answers how many of them were set before, and the first such.
-pub(super) fn set(words: &mut [u64], from: u64, to: u64) -> (u64, Option<u64>) {
+pub(crate) fn set(words: &mut [u64], from: u64, to: u64) -> (u64, Option<u64>) {
     let (mut count, mut first) = (0, None);
     for w in span(from, to) {
         let m = mask(w, from, to);
@@ -37,13 +37,20 @@ pub(super) fn set(words: &mut [u64], from: u64, to: u64) -> (u64, Option<u64>) {
     (count, first)
 }
 
+/// Clears `[from, to)`.
+pub(crate) fn clear(words: &mut [u64], from: u64, to: u64) {
+    for w in span(from, to) {
+        words[w] &= !mask(w, from, to);
+    }
+}
+
 /// How many of `[from, to)` are set.
-pub(super) fn count(words: &[u64], from: u64, to: u64) -> u64 {
+pub(crate) fn count(words: &[u64], from: u64, to: u64) -> u64 {
     span(from, to).map(|w| u64::from((words[w] & mask(w, from, to)).count_ones())).sum()
 }
 
 /// The first bit in `[from, to)` that is set (or, with `value` false, clear).
-pub(super) fn find(words: &[u64], from: u64, to: u64, value: bool) -> Option<u64> {
+pub(crate) fn find(words: &[u64], from: u64, to: u64, value: bool) -> Option<u64> {
     span(from, to).find_map(|w| {
         let word = if value { words[w] } else { !words[w] } & mask(w, from, to);
         (word != 0).then(|| w as u64 * 64 + u64::from(word.trailing_zeros()))
@@ -51,7 +58,7 @@ pub(super) fn find(words: &[u64], from: u64, to: u64, value: bool) -> Option<u64
 }
 
 /// The first run of bits in `[from, to)` that are set in `a` and clear in `b`.
-pub(super) fn only_in(a: &[u64], b: &[u64], from: u64, to: u64) -> Option<(u64, u64)> {
+pub(crate) fn only_in(a: &[u64], b: &[u64], from: u64, to: u64) -> Option<(u64, u64)> {
     let both = |w: usize| a[w] & !b[w];
     let first = span(from, to).find_map(|w| {
         let word = both(w) & mask(w, from, to);

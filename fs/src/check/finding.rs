@@ -21,27 +21,27 @@ pub struct Place {
 
 impl Place {
     /// A block.
-    pub(super) fn block(block: BlockNo) -> Self {
+    pub(crate) fn block(block: BlockNo) -> Self {
         Self { block: Some(block), ..Self::default() }
     }
 
     /// An inode whose path is not at hand.
-    pub(super) fn ino(ino: Ino) -> Self {
+    pub(crate) fn ino(ino: Ino) -> Self {
         Self { ino: Some(ino), ..Self::default() }
     }
 
     /// A group.
-    pub(super) fn group(group: u64) -> Self {
+    pub(crate) fn group(group: u64) -> Self {
         Self { group: Some(group), ..Self::default() }
     }
 
     /// A slot.
-    pub(super) fn slot(slot: Slot) -> Self {
+    pub(crate) fn slot(slot: Slot) -> Self {
         Self { slot: Some(slot), ..Self::default() }
     }
 
     /// The same, with a block (unless the block is the inode itself).
-    pub(super) fn at_block(mut self, block: BlockNo) -> Self {
+    pub(crate) fn at_block(mut self, block: BlockNo) -> Self {
         if self.ino != Some(block) {
             self.block = Some(block);
         }
@@ -108,7 +108,7 @@ impl<'a> Out<'a> {
 }
 
 /// The code for a block that was not accepted, and the text without the address, which the place has.
-pub(super) fn of_check_error(e: &CheckError) -> (Code, String) {
+pub(crate) fn of_check_error(e: &CheckError) -> (Code, String) {
     match e {
         CheckError::Checksum { found, computed, .. } => (Code::B01, format!("expected {computed:#010x}, found {found:#010x}")),
         CheckError::Magic { found, .. } => (Code::B02, format!("expected magic {:#010x}, found {found:#010x}", luna_format::MAGIC)),

@@ -12,14 +12,14 @@
 //! hangs below it is not called lost: blocks without owner are then only counted (U08).
 //! Not here: repair, printing, exit codes.
 
-mod bits;
+pub(crate) mod bits;
 mod codes;
-mod finding;
+pub(crate) mod finding;
 mod inodes;
 mod lost;
 mod names;
 mod quick;
-mod read;
+pub(crate) mod read;
 mod slots;
 mod space;
 #[cfg(test)]
@@ -27,7 +27,7 @@ mod tests;
 mod tree;
 mod volume;
 
-pub use codes::{Code, Severity};
+pub use codes::{Code, Repair, Severity, Step};
 pub use finding::{Finding, Place};
 pub use quick::{Quick, quick};
 

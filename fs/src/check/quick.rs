@@ -21,6 +21,9 @@ pub enum Quick {
 /// Takes the short look.
 pub fn quick(disk: &dyn Disk) -> Result<Quick> {
     let (id, sb) = crate::mkfs::read_superblock(disk)?;
+    if sb.incompat & luna_format::superblock::INCOMPAT_REPAIR != 0 {
+        return Ok(Quick::Look("a repair was cut off".into()));
+    }
     let (mut members, mut reason) = (0, None);
     let mut hear = |f: Finding| match (f.code, f.severity) {
         (Code::C06, _) => members += 1,

@@ -17,10 +17,10 @@ const GAP: u64 = 8;
 const THREADS: usize = 16;
 
 /// A block as read, or why it could not be.
-pub(super) type Fetched = Result<Block, String>;
+pub(crate) type Fetched = Result<Block, String>;
 
 /// See the module's text.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     disk: &'a dyn Disk,
     total: u64,
     /// Images that are newer than their home block.
@@ -32,22 +32,22 @@ type Span = std::ops::Range<usize>;
 
 impl<'a> Reader<'a> {
     /// A reader of the first `total` blocks of `disk`.
-    pub(super) fn new(disk: &'a dyn Disk, total: u64) -> Self {
+    pub(crate) fn new(disk: &'a dyn Disk, total: u64) -> Self {
         Self { disk, total, overlay: BTreeMap::new() }
     }
 
     /// Lets `image` stand for its home block from now on.
-    pub(super) fn lay_over(&mut self, block: BlockNo, image: Block) {
+    pub(crate) fn lay_over(&mut self, block: BlockNo, image: Block) {
         self.overlay.insert(block, image);
     }
 
     /// The disk below.
-    pub(super) fn disk(&self) -> &'a dyn Disk {
+    pub(crate) fn disk(&self) -> &'a dyn Disk {
         self.disk
     }
 
     /// Many blocks, answered in the order asked for.
-    pub(super) fn many(&self, wanted: &[BlockNo]) -> Result<Vec<Fetched>, LunError> {
+    pub(crate) fn many(&self, wanted: &[BlockNo]) -> Result<Vec<Fetched>, LunError> {
         let mut sorted: Vec<BlockNo> = wanted.iter().copied().filter(|b| *b < self.total && !self.overlay.contains_key(b)).collect();
         sorted.sort_unstable();
         sorted.dedup();

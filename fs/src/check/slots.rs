@@ -15,8 +15,9 @@ const BATCH: u64 = 1024;
 /// See the module's text.
 pub(super) fn slots(c: &mut Check<'_>) -> Result<()> {
     let names = beats(c)?;
-    registers(c)?;
+    let instances = registers(c)?;
     records(c)?;
+    ahead(c, &instances);
     mail(c)?;
     members(c, &names);
     Ok(())
@@ -50,13 +51,23 @@ fn bad(c: &mut Check<'_>, code: Code, slot: u64, block: BlockNo, e: &CheckError)
     c.found(code, Place::slot(slot as Slot).at_block(block), format!("{text} ({cause})"));
 }
 
-fn registers(c: &mut Check<'_>) -> Result<()> {
-    let start = c.sb.px_start;
-    each(c, start, u64::from(c.sb.slots), |c, n, b| {
-        if let Err(e) = cluster::read_paxos(b, c.id, start + n, n as Slot) {
-            bad(c, Code::C02, n, start + n, &e);
-        }
-    })
+/// The registers; which record each is at.
+fn registers(c: &mut Check<'_>) -> Result<Vec<(Slot, u64)>> {
+    let (start, mut instances) = (c.sb.px_start, Vec::new());
+    each(c, start, u64::from(c.sb.slots), |c, n, b| match cluster::read_paxos(b, c.id, start + n, n as Slot) {
+        Ok(px) => instances.extend(px.map(|p| (n as Slot, p.instance))),
+        Err(e) => bad(c, Code::C02, n, start + n, &e),
+    })?;
+    Ok(instances)
+}
+
+/// No register is further than the record behind the newest. They were read first, so a host at work cannot make it look so.
+fn ahead(c: &mut Check<'_>, instances: &[(Slot, u64)]) {
+    let next = c.record.as_ref().map_or(1, |r| r.index + 1);
+    for (slot, instance) in instances.iter().filter(|(_, i)| *i > next) {
+        let place = Place::slot(*slot).at_block(c.sb.px_start + u64::from(*slot));
+        c.found(Code::C09, place, format!("expected a register at record {next} at the most, found {instance}"));
+    }
 }
 
 /// A record as far as the chain needs it.

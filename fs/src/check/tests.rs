@@ -127,6 +127,13 @@ fn edit_group(disk: &MemoryDisk, block: BlockNo, change: impl FnOnce(&mut AgHead
     edit(disk, block, |b| change(b.view_mut::<AgHeader>(HEADER_BYTES).unwrap()));
 }
 
+/// A record in which slot 0 is free, and as old as its journal.
+fn record(index: u64) -> Record {
+    let mut r = Record { index, ..Record::genesis() };
+    r.slots[0].incarnation = 9;
+    r
+}
+
 /// Byte and bit of a block in its group's bitmap, with the bitmap's address.
 fn bit_of(kit: &Kit, block: BlockNo) -> (BlockNo, usize, u8) {
     let (start, _) = kit.sb().ag_region(kit.sb().ag_of(block).unwrap());
@@ -540,19 +547,19 @@ fn damaged_regions_in_front_are_named() {
         case("record", &[C03], |k, _| write(&k.disk, k.sb().log_start + 5, &Block([9; 4096]))),
         case("chain", &[C04], |k, _| {
             for index in 1..3 {
-                let r = Record { index, ..Record::genesis() };
+                let r = record(index);
                 let at = k.sb().log_start + index;
                 write(&k.disk, at, &cluster::seal_record(&r, VOLUME, at));
             }
         }),
         case("mail", &[], |k, _| write(&k.disk, k.sb().mail_start, &Block([9; 4096]))),
         case("no such slot", &[C08], |k, _| {
-            let mut r = Record { index: 1, ..Record::genesis() };
+            let mut r = record(1);
             r.slots[7].state = cluster::SLOT_MEMBER;
             write(&k.disk, k.sb().log_start + 1, &cluster::seal_record(&r, VOLUME, k.sb().log_start + 1));
         }),
         case("members are pointed out", &[], |k, _| {
-            let mut r = Record { index: 1, ..Record::genesis() };
+            let mut r = record(1);
             r.slots[0].state = cluster::SLOT_MEMBER;
             write(&k.disk, k.sb().log_start + 1, &cluster::seal_record(&r, VOLUME, k.sb().log_start + 1));
         }),
@@ -564,7 +571,7 @@ fn damaged_regions_in_front_are_named() {
         }),
         case("journal state", &[J03], |k, _| edit(&k.disk, k.sb().journal_region(1).0, |b| b.0[88] = 9)),
         case("dirty without an owner", &[J04], |k, _| {
-            let r = Record { index: 1, ..Record::genesis() };
+            let r = record(1);
             write(&k.disk, k.sb().log_start + 1, &cluster::seal_record(&r, VOLUME, k.sb().log_start + 1));
             edit(&k.disk, k.sb().journal_region(1).0, |b| b.0[88] = 2);
         }),
@@ -591,7 +598,7 @@ fn the_short_look_tells_clean_from_not() {
     assert_eq!(quick(&*kit.disk).unwrap(), Quick::Clean);
     let dirty = kit_of(64 << 20, 1);
     assert!(matches!(quick(&*dirty.disk).unwrap(), Quick::Look(_)));
-    let mut r = Record { index: 1, ..Record::genesis() };
+    let mut r = record(1);
     r.slots[0].state = cluster::SLOT_MEMBER;
     let at = kit.sb().log_start + 1;
     write(&kit.disk, at, &cluster::seal_record(&r, VOLUME, at));

@@ -71,6 +71,11 @@ fn bad_journal(c: &mut Check<'_>, slot: Slot, e: JournalError) -> Result<()> {
 
 fn journal(c: &mut Check<'_>, slot: Slot, plan: &Plan) -> Result<()> {
     if plan.is_clean() {
+        let next = c.record.as_ref().map(|r| r.slots[usize::from(slot)].incarnation + 1);
+        if let Some(next) = next.filter(|n| plan.incarnation() > *n) {
+            let text = format!("expected a journal for incarnation {next}, found one that admits {} and later ones", plan.incarnation());
+            c.found(Code::J06, Place::slot(slot), text);
+        }
         return Ok(());
     }
     if c.record.as_ref().is_some_and(|r| r.slots[usize::from(slot)].state == SLOT_FREE) {
