@@ -9,6 +9,12 @@ pub enum NodeError {
     /// There is no usable Luna volume on the LUN.
     #[error("{0}")]
     Super(#[from] luna_fs::mkfs::SuperError),
+    /// A repair is under way.
+    #[error("{lun}: a repair is under way or was cut off; wait for it, or finish it with `luna fsck -y {lun}`")]
+    UnderRepair {
+        /// The LUN.
+        lun: String,
+    },
     /// The LUN is smaller than the volume on it.
     #[error("the volume has {want} bytes but the LUN only {have}: grow the LUN back, or it is the wrong one")]
     TooSmall {

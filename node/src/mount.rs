@@ -2,7 +2,8 @@
 //!
 //! Order: open the LUN, read the superblock, listen, join the cluster (which may mean recovering dead hosts first), open the
 //! LUN again under the slot's name and find the fencing rung, open the journal, start the file system, mount. Unmounting is the reverse: the journal is closed clean before the LEAVE record.
-//! Invariant: nothing of the volume but slots and records is touched before this host is a member. Not here: decisions.
+//! Invariants: nothing of the volume but slots and records is touched before this host is a member, and nothing while a repair is under
+//! way: its mark is read before, and again when this host's own beat is on the LUN. Not here: decisions.
 
 use crate::control::Control;
 use crate::error::NodeError;
@@ -96,6 +97,8 @@ pub struct MountedHost {
 pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
     let nameless = open(&options, &options.lun, None, None)?;
     let (volume_id, sb) = luna_fs::mkfs::read_superblock(&*nameless.disk)?;
+    not_under_repair(&options, &*nameless.disk)?;
+    let disk = Arc::clone(&nameless.disk);
     let (want, have) = (sb.total_blocks * BLOCK_U64, nameless.disk.geometry().size_bytes);
     if want > have {
         return Err(NodeError::TooSmall { want, have });
@@ -109,7 +112,10 @@ pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
             return Err(e);
         }
     };
-    let started = named(&site, slot, incarnation).and_then(|(lun, beats)| start_fs(&site, lun, &beats, slot, incarnation));
+    // again, now that this host's beat and JOIN are on the LUN: a repair sees those, or this host sees its mark
+    let started = not_under_repair(&site.options, &*disk)
+        .and_then(|()| named(&site, slot, incarnation))
+        .and_then(|(lun, beats)| start_fs(&site, lun, &beats, slot, incarnation));
     match started {
         Ok((mounted, control)) => Ok(MountedHost { site, mounted, left, _control: control }),
         Err(e) => {
@@ -119,6 +125,14 @@ pub fn mount(options: MountOptions) -> Result<MountedHost, NodeError> {
             Err(e)
         }
     }
+}
+
+/// Nobody mounts a volume that is being repaired.
+fn not_under_repair(o: &MountOptions, disk: &dyn Disk) -> Result<(), NodeError> {
+    if luna_fs::repair::exclusive::is_marked(disk)? {
+        return Err(NodeError::UnderRepair { lun: o.lun.to_string() });
+    }
+    Ok(())
 }
 
 /// Opens the LUN: under a name or without, behind the gate or not.

@@ -55,6 +55,12 @@ impl MountOptions {
     }
 }
 
+/// How long a host must have been silent until it writes no more, milliseconds: W of the lease arithmetic (`docs/recovery.md`). What
+/// works without being a member (a repair) waits for it.
+pub fn silence_ms() -> u64 {
+    luna_cluster::Timing::default().wait_ms()
+}
+
 /// This machine's host name.
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()

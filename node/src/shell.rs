@@ -133,6 +133,10 @@ impl Recovery {
         // elsewhere too: nobody beats for that claim any more
         let (member, claim) = (self.host.gate(), self.host.claim());
         let disk = if member.is_open() { member.guard_at_once(disk) } else { claim.guard_at_once(disk) };
+        // a claim may get here while a repair begins: this host's beat is on the LUN, so either it sees the mark, or the repair the beat
+        if luna_fs::repair::exclusive::is_marked(&*disk).map_err(|e| e.to_string())? {
+            return Err("a repair of the volume is under way".into());
+        }
         let mut plan = luna_journal::plan(&*disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
         let until = now_ms() + self.timing.request_ms;
         let mut again = || {
