@@ -31,7 +31,7 @@ pub enum Command {
     Mount(MountArgs),
     /// Unmount, and wait until this host has left the cluster
     Umount(UmountArgs),
-    /// Check a file system that no host has mounted
+    /// Check, and repair, a file system that no host has mounted
     Fsck(FsckArgs),
     /// Show members, epoch, lease margin, space, journal and locks
     Status(StatusArgs),
@@ -49,6 +49,9 @@ pub enum Command {
         /// Where to write them
         dir: PathBuf,
     },
+    /// Break one thing on a volume, to see fsck find and repair it
+    #[command(hide = true)]
+    Wreck(WreckArgs),
     /// The plain writer that the demo moves when there is no QEMU
     #[command(hide = true, name = "demo-writer")]
     DemoWriter(WriterArgs),
@@ -129,22 +132,37 @@ pub struct ConfirmDeadArgs {
 
 /// Arguments of `luna fsck`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status, as fsck(8): 0 clean, 1 errors corrected, 4 errors left, 8 operational error, 16 usage.")]
+#[command(after_help = "Exit status, as fsck(8): 0 clean, 1 repaired, 4 findings left, 8 operational error, 16 usage.")]
 pub struct FsckArgs {
     #[arg(value_name = "LUN", help = LUN_HELP)]
     pub lun: String,
     /// Check only, never write
     #[arg(short = 'n', conflicts_with_all = ["preen", "yes"])]
     pub no_write: bool,
-    /// Repair what is safe to repair without asking
+    /// Repair what loses nothing and takes no decision; else leave everything as it is
     #[arg(short = 'p', visible_short_alias = 'a', conflicts_with = "yes")]
     pub preen: bool,
-    /// Answer every question with yes
+    /// Repair everything; what is lost by it is said
     #[arg(short = 'y')]
     pub yes: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of the hidden `luna wreck`.
+#[derive(Debug, Args)]
+pub struct WreckArgs {
+    #[arg(value_name = "LUN", help = LUN_HELP)]
+    pub lun: String,
+    /// What to break: a code of docs/checks.md
+    pub code: String,
+    /// Which one of the things that can be broken
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// I know that this breaks the volume
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Arguments of `luna status`.

@@ -13,6 +13,7 @@ mod cli;
 mod cmd;
 mod control;
 mod demo;
+mod exclusive;
 mod helper;
 mod mounts;
 mod probe;
@@ -70,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(a) => cmd::serve::run(&a),
         Command::Demo(a) => demo::run(&a),
         Command::Man { dir } => cmd::man::run(&dir),
+        Command::Wreck(a) => cmd::wreck::run(&a),
         Command::DemoWriter(a) => demo::writer::run(&a),
     }
 }
@@ -109,6 +111,7 @@ mod tests {
             "luna fsck /dev/x -n --json",
             "luna fsck /dev/x -p",
             "luna fsck -y /dev/x",
+            "luna wreck /dev/x D07 --seed 3 --yes",
             "luna status /mnt --json",
             "luna dump /dev/x superblock",
             "luna dump /dev/x group 3",

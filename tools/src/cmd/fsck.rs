@@ -1,26 +1,34 @@
-//! `luna fsck`: checks a volume that no host has mounted. Exit codes are those of fsck(8).
+//! `luna fsck`: checks a volume, and repairs it. Exit codes are those of fsck(8).
 //!
-//! Each finding is one line: code, severity, place, what was expected and found; `docs/checks.md` has a paragraph for every
-//! code. `-n` also looks at a volume that hosts have mounted, and says so. `-p` (at boot) takes the short look first and the long one only if that finds a reason. There is no repair yet:
-//! `-p` and `-y` check, say what is left, and exit 8.
+//! Each finding is one line: code, severity, place, what was expected and found; each repair is one line too: what was done, and what was
+//! lost by it. `docs/checks.md` has a paragraph for every code. `-n` also looks at a volume that hosts have mounted, and says so. `-p` (at
+//! boot) takes the short look first and the long one only if that finds a reason; it repairs when that loses nothing and takes no
+//! decision, and leaves everything as it is otherwise. `-y` repairs everything.
 //!
-//! Invariant: the LUN is opened read-only, so nothing here can write. Not here: the checks (fs crate).
+//! Invariant: with `-n` the LUN is opened read-only, so nothing can write; otherwise nothing is written before the volume is this program's
+//! alone (`exclusive`). Not here: the checks and the repairs (fs crate).
 
-use crate::{cli::FsckArgs, size::human, slots};
+use crate::{cli::FsckArgs, exclusive, size::human, slots};
 use anyhow::{Context, Result};
-use luna_fs::check::{self, CheckOptions, Finding, Progress, Quick, Severity, Summary};
+use luna_fs::check::{self, CheckOptions, Code, Finding, Place, Progress, Quick, Severity, Summary};
+use luna_fs::repair::{self, Did, Event, Level, Outcome, RepairError, RepairOptions};
 use luna_lun::Disk;
 use serde_json::json;
 use std::io::Write;
 
 /// fsck(8): no errors.
 pub const CLEAN: u8 = 0;
+/// fsck(8): errors corrected.
+pub const CORRECTED: u8 = 1;
 /// fsck(8): errors left uncorrected.
 pub const LEFT: u8 = 4;
 /// fsck(8): operational error.
 pub const OPERATIONAL: u8 = 8;
 /// fsck(8): usage or syntax error.
 pub const USAGE: u8 = 16;
+
+/// Findings of one code that are printed while repairing; further ones are only counted.
+const MAX_LINES: u64 = 1000;
 
 /// Runs the command; the exit code.
 pub fn run(args: &FsckArgs) -> u8 {
@@ -34,7 +42,8 @@ pub fn run(args: &FsckArgs) -> u8 {
 }
 
 fn check(args: &FsckArgs) -> Result<u8> {
-    let lun = super::open(&args.lun, true)?;
+    let repairs = args.preen || args.yes;
+    let lun = super::open(&args.lun, !repairs)?;
     let disk = &*lun.disk;
     if args.preen {
         match check::quick(disk)? {
@@ -51,6 +60,9 @@ fn check(args: &FsckArgs) -> Result<u8> {
             Quick::Look(why) => eprintln!("luna: {}: {why}; checking", args.lun),
         }
     }
+    if repairs {
+        return mend(args, disk);
+    }
     let (id, sb) = luna_fs::mkfs::read_superblock(disk)?;
     let live = slots::live(disk, id, &sb)?;
     if !live.is_empty() && args.no_write {
@@ -65,16 +77,103 @@ fn check(args: &FsckArgs) -> Result<u8> {
     walk(args, disk)
 }
 
-/// The long look.
-fn walk(args: &FsckArgs, disk: &dyn Disk) -> Result<u8> {
-    let bar = indicatif::ProgressBar::new(1).with_style(super::bar_style("{msg}"));
-    let hear = |p: Progress| {
-        bar.set_message(p.pass);
-        bar.set_length(p.total.max(1));
-        bar.set_position(p.done);
+/// The bar of a check or a repair.
+fn bar() -> indicatif::ProgressBar {
+    indicatif::ProgressBar::new(1).with_style(super::bar_style("{msg}"))
+}
+
+fn hear(bar: &indicatif::ProgressBar, p: Progress) {
+    bar.set_message(p.pass);
+    bar.set_length(p.total.max(1));
+    bar.set_position(p.done);
+}
+
+/// The look that may end in repairs.
+fn mend(args: &FsckArgs, disk: &dyn Disk) -> Result<u8> {
+    let bar = bar();
+    let (mut findings, mut done): (Vec<Finding>, Vec<Did>) = (Vec::new(), Vec::new());
+    let print = |text: &dyn std::fmt::Display| {
+        if !args.json {
+            bar.suspend(|| line(text));
+        }
     };
+    let mut note = |d: Did| {
+        print(&d);
+        done.push(d);
+    };
+    let warn = |text: &str| bar.suspend(|| eprintln!("luna: {}: {text}", args.lun));
+    let was_marked = exclusive::take(disk, &args.lun, &warn, &mut note)?;
+    let hears = |p: Progress| hear(&bar, p);
+    let now_ns = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+    let level = if args.yes { Level::All } else { Level::Safe };
+    let options = RepairOptions { level, now_ns, progress: Some(&hears) };
+    let result = repair::run(disk, &options, &mut |e| match e {
+        Event::Found(f) => {
+            print(&f);
+            findings.push(f);
+        }
+        Event::Did(d) => note(d),
+    });
+    // one that was cut off by the LUN goes on next time; one that refused, or ended, lets hosts in again
+    let half = match &result {
+        Ok(out) => was_marked && !out.after.is_clean(),
+        Err(RepairError::Unreadable { .. } | RepairError::NoSpace | RepairError::Check(_)) => was_marked,
+        Err(_) => true,
+    };
+    if result.as_ref().is_ok_and(|out| out.after.is_clean() && out.refused.is_none()) {
+        repair::exclusive::free_slots(disk)?;
+    }
+    if !half {
+        exclusive::give_back(disk, &mut note)?;
+    }
+    bar.finish_and_clear();
+    let out = result.with_context(|| format!("cannot repair {}", args.lun))?;
+    Ok(verdict(args, &out, &findings, &done))
+}
+
+/// Says how a repair came out; the exit code.
+fn verdict(args: &FsckArgs, out: &Outcome, findings: &[Finding], done: &[Did]) -> u8 {
+    let s = &out.after;
+    let lost = done.iter().filter(|d| d.lost.is_some()).count();
+    let text = match (&out.refused, done.len()) {
+        (Some(why), 0) => format!("{}: nothing was changed: {why}", args.lun),
+        (Some(why), n) => format!("{}: {n} repairs, but {why}", args.lun),
+        (None, 0) => format!("{}: clean; {}", args.lun, size_of(s)),
+        (None, n) => format!("{}: clean after {n} repairs, {lost} of them with losses; {}", args.lun, size_of(s)),
+    };
+    let mut value = as_json(args, s, findings);
+    let one = |d: &Did| {
+        let mut v = placed(d.code, &d.place, &d.text);
+        v["lost"] = json!(d.lost);
+        v
+    };
+    value["repairs"] = done.iter().map(one).collect();
+    value["refused"] = json!(out.refused);
+    value["rounds"] = json!(out.rounds);
+    say(args, &value, &text);
+    match (&out.refused, done.is_empty()) {
+        (Some(_), _) => LEFT,
+        (None, true) => CLEAN,
+        (None, false) => CORRECTED,
+    }
+}
+
+fn size_of(s: &Summary) -> String {
+    format!(
+        "{} inodes, {} directories, {} of {} in use",
+        s.inodes,
+        s.directories,
+        human(s.reached * luna_format::BLOCK_U64),
+        human(s.blocks * luna_format::BLOCK_U64)
+    )
+}
+
+/// The look that only finds.
+fn walk(args: &FsckArgs, disk: &dyn Disk) -> Result<u8> {
+    let bar = bar();
+    let hears = |p: Progress| hear(&bar, p);
     let mut findings: Vec<Finding> = Vec::new();
-    let options = CheckOptions { progress: Some(&hear), ..CheckOptions::default() };
+    let options = CheckOptions { progress: Some(&hears), max_per_code: MAX_LINES, ..CheckOptions::default() };
     let summary = check::run(disk, &options, &mut |f| {
         if !args.json {
             bar.suspend(|| line(&f));
@@ -85,42 +184,28 @@ fn walk(args: &FsckArgs, disk: &dyn Disk) -> Result<u8> {
     let summary = summary.with_context(|| format!("cannot check {}", args.lun))?;
     let (errors, minor) = (summary.of(Severity::Error), summary.of(Severity::Minor));
     let verdict = if summary.is_clean() { "clean".to_owned() } else { format!("{errors} errors, {minor} minor findings") };
-    let text = format!(
-        "{}: {verdict}; {} inodes, {} directories, {} of {} in use",
-        args.lun,
-        summary.inodes,
-        summary.directories,
-        human(summary.reached * luna_format::BLOCK_U64),
-        human(summary.blocks * luna_format::BLOCK_U64)
-    );
+    let text = format!("{}: {verdict}; {}", args.lun, size_of(&summary));
     if !args.json {
         let more = summary.counts.iter().filter(|(_, n)| **n > options.max_per_code);
         more.for_each(|(code, n)| line(&format_args!("{code}: {n} findings in all, the first {} are listed", options.max_per_code)));
     }
     say(args, &as_json(args, &summary, &findings), &text);
-    if summary.is_clean() {
-        return Ok(CLEAN);
-    }
-    if args.preen || args.yes {
-        eprintln!("luna: {}: this version finds errors but cannot repair them; nothing was changed", args.lun);
-        return Ok(OPERATIONAL);
-    }
-    Ok(LEFT)
+    Ok(if summary.is_clean() { CLEAN } else { LEFT })
+}
+
+fn placed(code: Code, p: &Place, text: &str) -> serde_json::Value {
+    json!({
+        "code": code.as_str(), "severity": code.severity().word(), "text": text, "block": p.block, "inode": p.ino,
+        "group": p.group, "slot": p.slot, "path": p.path,
+    })
 }
 
 fn as_json(args: &FsckArgs, s: &Summary, findings: &[Finding]) -> serde_json::Value {
-    let one = |f: &Finding| {
-        let p = &f.place;
-        json!({
-            "code": f.code.as_str(), "severity": f.severity.word(), "text": f.text, "block": p.block, "inode": p.ino,
-            "group": p.group, "slot": p.slot, "path": p.path,
-        })
-    };
     let counts: serde_json::Map<String, serde_json::Value> = s.counts.iter().map(|(c, n)| (c.as_str().to_owned(), json!(n))).collect();
     json!({
         "lun": args.lun, "clean": s.is_clean(), "checked": "long", "directories": s.directories, "inodes": s.inodes,
         "orphans": s.orphans, "blocks": s.blocks, "reached": s.reached, "counts": counts,
-        "findings": findings.iter().map(one).collect::<Vec<_>>(),
+        "findings": findings.iter().map(|f| placed(f.code, &f.place, &f.text)).collect::<Vec<_>>(),
     })
 }
 

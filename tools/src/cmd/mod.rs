@@ -9,6 +9,7 @@ pub mod mount;
 pub mod serve;
 pub mod status;
 pub mod umount;
+pub mod wreck;
 
 use anyhow::{Context, Result};
 use luna_format::Block;
