@@ -11,6 +11,7 @@
 //!
 //! **What it does not do.** It is no test: a bar that is missed is printed, and the exit status stays 0 unless a subject broke.
 
+pub mod check;
 pub mod door;
 pub mod fio;
 pub mod meta;

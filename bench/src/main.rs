@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use luna_bench::{door, fio::Job, raw, run, takeover};
+use luna_bench::{check, door, fio::Job, raw, run, takeover};
 use luna_lun::LunSpec;
 use luna_lun::serve::{Listen, ServeOptions};
 
@@ -33,6 +33,27 @@ enum Command {
         /// Which rungs of the fencing ladder
         #[arg(long, value_enum, value_delimiter = ',', default_value = "target,storage-daemon,lease")]
         rung: Vec<takeover::RungKind>,
+    },
+    /// Makes a large volume in a sparse file and measures how long its check takes
+    Check {
+        /// Where the file goes; it takes about 5 KiB for each small file
+        #[arg(long, default_value = "/var/tmp")]
+        dir: PathBuf,
+        /// Size of the volume in GiB
+        #[arg(long, default_value_t = 1024)]
+        gib: u64,
+        /// Disk files
+        #[arg(long, default_value_t = 1000)]
+        disks: u64,
+        /// Small files
+        #[arg(long, default_value_t = 1_000_000)]
+        files: u64,
+        /// Checks that are timed
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// The `luna` binary to measure [default: the one beside this program]
+        #[arg(long, value_name = "FILE")]
+        luna: Option<PathBuf>,
     },
     /// Serves FILE over NBD until killed
     #[command(hide = true)]
@@ -144,6 +165,9 @@ fn command(command: Command) -> anyhow::Result<()> {
             door_threads: args.door_threads,
             part: args.part,
         }),
+        Command::Check { dir, gib, disks, files, runs, luna } => {
+            check::run(&check::Shape { dir, bytes: gib << 30, disks, files, runs, luna })
+        }
         Command::Takeover { runs, rung } => takeover::run(&rung, runs),
         Command::Serve { file, create_bytes, socket, listen } => {
             let listen = match (socket, listen) {

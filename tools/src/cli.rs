@@ -136,7 +136,7 @@ pub struct ConfirmDeadArgs {
 pub struct FsckArgs {
     #[arg(value_name = "LUN", help = LUN_HELP)]
     pub lun: String,
-    /// Check only, never write
+    /// Check only, never write. On a mounted volume, if something is found, hosts change no metadata for up to 10 s while it looks again
     #[arg(short = 'n', conflicts_with_all = ["preen", "yes"])]
     pub no_write: bool,
     /// Repair what loses nothing and takes no decision; else leave everything as it is

@@ -1,20 +1,20 @@
 //! `luna fsck`: checks a volume, and repairs it. Exit codes are those of fsck(8).
 //!
 //! Each finding is one line: code, severity, place, what was expected and found; each repair is one line too: what was done, and what was
-//! lost by it. `docs/checks.md` has a paragraph for every code. `-n` also looks at a volume that hosts have mounted, and says so. `-p` (at
-//! boot) takes the short look first and the long one only if that finds a reason; it repairs when that loses nothing and takes no
-//! decision, and leaves everything as it is otherwise. `-y` repairs everything.
+//! lost by it. `docs/checks.md` has a paragraph for every code. `-n` also looks at a volume that hosts have mounted: if it finds
+//! something, once more while they leave the metadata alone. `-p` (at boot) takes the short look first and the long one only if that finds
+//! a reason; it repairs when that loses nothing and takes no decision, and leaves everything as it is otherwise. `-y` repairs everything.
 //!
 //! Invariant: with `-n` the LUN is opened read-only, so nothing can write; otherwise nothing is written before the volume is this program's
 //! alone (`exclusive`). Not here: the checks and the repairs (fs crate).
 
-use crate::{cli::FsckArgs, exclusive, size::human, slots};
+use crate::{cli::FsckArgs, control, exclusive, mounts, size::human, slots};
 use anyhow::{Context, Result};
 use luna_fs::check::{self, CheckOptions, Code, Finding, Place, Progress, Quick, Severity, Summary};
 use luna_fs::repair::{self, Did, Event, Level, Outcome, RepairError, RepairOptions};
 use luna_lun::Disk;
 use serde_json::json;
-use std::io::Write;
+use std::{io::Write, path::PathBuf, time::Duration};
 
 /// fsck(8): no errors.
 pub const CLEAN: u8 = 0;
@@ -27,6 +27,8 @@ pub const OPERATIONAL: u8 = 8;
 /// fsck(8): usage or syntax error.
 pub const USAGE: u8 = 16;
 
+/// For how long the hosts may be kept from changing metadata, so that a look at a mounted volume stands.
+const FREEZE: Duration = Duration::from_secs(10);
 /// Findings of one code that are printed while repairing; further ones are only counted.
 const MAX_LINES: u64 = 1000;
 
@@ -64,17 +66,65 @@ fn check(args: &FsckArgs) -> Result<u8> {
         return mend(args, disk);
     }
     let (id, sb) = luna_fs::mkfs::read_superblock(disk)?;
-    let live = slots::live(disk, id, &sb)?;
-    if !live.is_empty() && args.no_write {
-        eprintln!("luna: {} is mounted right now by {}: findings may be gone a moment later", args.lun, live.join(", "));
-    } else if !live.is_empty() {
-        anyhow::bail!(
-            "{} is mounted right now by {}; a check would race with them; unmount it there first, or look with -n",
+    let live = slots::live(disk, id, &sb)?.join(", ");
+    if live.is_empty() {
+        let (summary, findings) = look(args, disk, !args.json)?;
+        return Ok(report(args, &summary, &findings));
+    }
+    anyhow::ensure!(
+        args.no_write,
+        "{} is mounted right now by {live}; a check would race with them; unmount it there first, or look with -n",
+        args.lun
+    );
+    look_at_live(args, disk, &id, &live)
+}
+
+/// A look at a volume that hosts change meanwhile. What is read block by block is no state that the volume was ever in, so a first look
+/// only says whether there is a reason for a second; that one is made while all hosts leave the metadata alone.
+fn look_at_live(args: &FsckArgs, disk: &dyn Disk, id: &luna_format::VolumeId, live: &str) -> Result<u8> {
+    let (summary, findings) = look(args, disk, false)?;
+    if summary.is_clean() {
+        print_all(args, &findings);
+        return Ok(report(args, &summary, &findings));
+    }
+    let Some(dir) = mounted_here(id) else {
+        eprintln!(
+            "luna: {} is mounted right now by {live}, and not here: findings may be gone a moment later; for a report that stands, \
+             run this on a host that has it mounted",
+            args.lun
+        );
+        print_all(args, &findings);
+        return Ok(report(args, &summary, &findings));
+    };
+    let freeze = control::freeze(&dir, FREEZE)?;
+    let seen = look(args, disk, false);
+    let stood_still = freeze.thaw();
+    let (summary, findings) = seen?;
+    if !stood_still {
+        eprintln!(
+            "luna: {}: the look took longer than {} s, for which the hosts stood still: findings may be gone a moment later",
             args.lun,
-            live.join(", ")
+            FREEZE.as_secs()
         );
     }
-    walk(args, disk)
+    print_all(args, &findings);
+    Ok(report(args, &summary, &findings))
+}
+
+/// Where the volume is mounted on this host.
+fn mounted_here(id: &luna_format::VolumeId) -> Option<PathBuf> {
+    let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+    let is_it = |dir: &PathBuf| {
+        let status = control::ask(dir, "status").ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+        status.is_some_and(|s| s["volume"]["id"] == id)
+    };
+    mounts::ours().ok()?.into_iter().map(|m| m.dir).find(is_it)
+}
+
+fn print_all(args: &FsckArgs, findings: &[Finding]) {
+    if !args.json {
+        findings.iter().for_each(|f| line(f));
+    }
 }
 
 /// The bar of a check or a repair.
@@ -169,28 +219,32 @@ fn size_of(s: &Summary) -> String {
 }
 
 /// The look that only finds.
-fn walk(args: &FsckArgs, disk: &dyn Disk) -> Result<u8> {
+fn look(args: &FsckArgs, disk: &dyn Disk, print: bool) -> Result<(Summary, Vec<Finding>)> {
     let bar = bar();
     let hears = |p: Progress| hear(&bar, p);
     let mut findings: Vec<Finding> = Vec::new();
     let options = CheckOptions { progress: Some(&hears), max_per_code: MAX_LINES, ..CheckOptions::default() };
     let summary = check::run(disk, &options, &mut |f| {
-        if !args.json {
+        if print {
             bar.suspend(|| line(&f));
         }
         findings.push(f);
     });
     bar.finish_and_clear();
-    let summary = summary.with_context(|| format!("cannot check {}", args.lun))?;
+    Ok((summary.with_context(|| format!("cannot check {}", args.lun))?, findings))
+}
+
+/// Says how a look came out; the exit code.
+fn report(args: &FsckArgs, summary: &Summary, findings: &[Finding]) -> u8 {
     let (errors, minor) = (summary.of(Severity::Error), summary.of(Severity::Minor));
     let verdict = if summary.is_clean() { "clean".to_owned() } else { format!("{errors} errors, {minor} minor findings") };
-    let text = format!("{}: {verdict}; {}", args.lun, size_of(&summary));
+    let text = format!("{}: {verdict}; {}", args.lun, size_of(summary));
     if !args.json {
-        let more = summary.counts.iter().filter(|(_, n)| **n > options.max_per_code);
-        more.for_each(|(code, n)| line(&format_args!("{code}: {n} findings in all, the first {} are listed", options.max_per_code)));
+        let more = summary.counts.iter().filter(|(_, n)| **n > MAX_LINES);
+        more.for_each(|(code, n)| line(&format_args!("{code}: {n} findings in all, the first {MAX_LINES} are listed")));
     }
-    say(args, &as_json(args, &summary, &findings), &text);
-    Ok(if summary.is_clean() { CLEAN } else { LEFT })
+    say(args, &as_json(args, summary, findings), &text);
+    if summary.is_clean() { CLEAN } else { LEFT }
 }
 
 fn placed(code: Code, p: &Place, text: &str) -> serde_json::Value {
