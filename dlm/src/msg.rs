@@ -156,6 +156,27 @@ pub enum Record {
     },
 }
 
+impl Record {
+    /// What it is about.
+    pub(crate) fn name(&self) -> &Name {
+        match self {
+            Self::Held { name, .. }
+            | Self::Dead { name, .. }
+            | Self::Value { name, .. }
+            | Self::PosixHeld { name, .. }
+            | Self::PosixDead { name, .. } => name,
+        }
+    }
+
+    /// Whether `slot` may say so: of byte ranges only its own programs', and only such as a program can have.
+    pub(crate) fn is_from(&self, slot: u16) -> bool {
+        match self {
+            Self::PosixHeld { lock, .. } => lock.owner.slot == slot && lock.start <= lock.end,
+            _ => true,
+        }
+    }
+}
+
 /// Knowledge of a dead host's locks that died with somebody else.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Hole {

@@ -205,6 +205,11 @@ impl Core {
             return;
         }
         for record in records {
+            // a member tells each master what is its own; anything else would be kept for ever
+            if self.master(record.name()) != Some(self.me) || !record.is_from(from) {
+                self.counters.refused += 1;
+                continue;
+            }
             match record {
                 Record::Held { name, mode, value } => {
                     let resource = self.master.resources.entry(name).or_default();
