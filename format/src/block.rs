@@ -3,7 +3,7 @@
 //! Invariant: `open` never trusts a byte before the checksum holds, and never accepts a block of another volume, another
 //! address, another kind or (where the caller knows it) another owner. Not here: what the bodies mean.
 
-use crate::{BLOCK_BYTES, BlockNo, Epoch, Slot, VolumeId};
+use crate::{BLOCK_BYTES, BlockNo, COUNT_MAX, Epoch, Slot, VolumeId};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// `LUNA`, little-endian.
@@ -304,6 +304,9 @@ pub fn peek(b: &Block, volume: &VolumeId, block: BlockNo) -> Result<Header, Chec
     if h.block != block {
         return Err(CheckError::Address { block, found: h.block });
     }
+    if h.version > COUNT_MAX {
+        return Err(CheckError::Field { block, what: "version", found: h.version });
+    }
     Ok(h)
 }
 
@@ -348,6 +351,17 @@ mod tests {
             let mut c = b.clone();
             c.0[bit / 8] ^= 1 << (bit % 8);
             assert!(open(&c, &e).is_err(), "bit {bit}");
+        }
+    }
+
+    /// One more than such a version was a smaller one: replay then took every older image for newer.
+    #[test]
+    fn a_version_that_cannot_be_counted_to_is_refused() {
+        let (b, e) = sealed();
+        for (version, good) in [(COUNT_MAX, true), (COUNT_MAX + 1, false), (u64::MAX, false)] {
+            let mut c = b.clone();
+            seal(&mut c, &Stamp { kind: Kind::Inode, volume: e.volume, block: 77, owner: 77, version, writer: 2, epoch: 5 });
+            assert_eq!(open(&c, &e).is_ok(), good, "{version}");
         }
     }
 

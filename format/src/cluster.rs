@@ -11,7 +11,7 @@
 //! Not here: what a decision means (that is `luna-cluster`), who may write what.
 
 use crate::{
-    BLOCK_BYTES, Block, BlockNo, CheckError, Epoch, Expect, HEADER_BYTES, Header, Incarnation, Kind, MAX_SLOTS, Slot, Stamp, VolumeId,
+    BLOCK_BYTES, Block, BlockNo, COUNT_MAX, CheckError, Epoch, Expect, HEADER_BYTES, Header, Incarnation, Kind, MAX_SLOTS, Slot, Stamp, VolumeId,
     open, seal,
 };
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -238,6 +238,12 @@ fn opened(b: &Block, e: &Expect) -> Result<Option<Header>, CheckError> {
     }
 }
 
+/// Refuses counters that nobody counted to, before anybody adds one to them.
+fn countable(block: BlockNo, counters: &[u64]) -> Result<(), CheckError> {
+    let bad = counters.iter().find(|n| **n > COUNT_MAX);
+    bad.map_or(Ok(()), |n| Err(CheckError::Field { block, what: "counter", found: *n }))
+}
+
 /// Seals the beat of `slot` that will be written at `block`.
 pub fn seal_beat(beat: &Beat, volume: VolumeId, block: BlockNo, slot: Slot) -> Block {
     let (owner, version, epoch) = (u64::from(slot), beat.counter, beat.epoch_seen);
@@ -247,7 +253,11 @@ pub fn seal_beat(beat: &Beat, volume: VolumeId, block: BlockNo, slot: Slot) -> B
 /// Reads the beat of `slot`; `None` when there never was one.
 pub fn read_beat(b: &Block, volume: VolumeId, block: BlockNo, slot: Slot) -> Result<Option<Beat>, CheckError> {
     let h = opened(b, &Expect { kind: Kind::Beat, volume, block, owner: Some(u64::from(slot)) })?;
-    Ok(h.and_then(|_| b.view::<Beat>(HEADER_BYTES).copied()))
+    let beat = h.and_then(|_| b.view::<Beat>(HEADER_BYTES).copied());
+    if let Some(beat) = &beat {
+        countable(block, &[beat.incarnation, beat.counter, beat.epoch_seen])?;
+    }
+    Ok(beat)
 }
 
 /// Seals the Paxos register of `slot` that will be written at `block`.
@@ -259,7 +269,11 @@ pub fn seal_paxos(px: &Paxos, volume: VolumeId, block: BlockNo, slot: Slot) -> B
 /// Reads the Paxos register of `slot`; `None` when it was never used.
 pub fn read_paxos(b: &Block, volume: VolumeId, block: BlockNo, slot: Slot) -> Result<Option<Paxos>, CheckError> {
     let h = opened(b, &Expect { kind: Kind::Paxos, volume, block, owner: Some(u64::from(slot)) })?;
-    Ok(h.and_then(|_| b.view::<Paxos>(HEADER_BYTES).copied()))
+    let px = h.and_then(|_| b.view::<Paxos>(HEADER_BYTES).copied());
+    if let Some(px) = &px {
+        countable(block, &[px.instance, px.mbal, px.bal, px.value.incarnation])?;
+    }
+    Ok(px)
 }
 
 /// Seals a record that will be written at `block`; the same bytes whoever does it.
@@ -276,6 +290,8 @@ pub fn read_record(b: &Block, volume: VolumeId, log_start: BlockNo, log_blocks: 
     if r.index == 0 || r.index % log_blocks != at || r.index != h.owner || r.view_epoch > r.index {
         return Err(CheckError::Field { block, what: "record index", found: r.index });
     }
+    countable(block, &[r.index, r.decision.incarnation])?;
+    r.slots.iter().try_for_each(|s| countable(block, &[s.incarnation, s.died_epoch]))?;
     if let Some(s) = r.slots.iter().find(|s| s.state > SLOT_FENCED) {
         return Err(CheckError::Field { block, what: "slot state", found: u64::from(s.state) });
     }
@@ -358,6 +374,7 @@ pub fn read_mail(b: &Block, volume: VolumeId, block: BlockNo, slot: Slot) -> Res
         return Ok(None);
     }
     let Some(head) = b.view::<MailHead>(HEADER_BYTES).copied() else { return Ok(None) };
+    countable(block, &[head.incarnation, head.number])?;
     let bad = |what, found| CheckError::Field { block, what, found };
     if head.used as usize > MAIL_FRAME_BYTES {
         return Err(bad("bytes of frames", u64::from(head.used)));
@@ -414,6 +431,34 @@ mod tests {
         assert_eq!(read_record(&b, VOLUME, 100, 1024, 6), Ok(Some(r)));
         assert!(read_record(&b, VOLUME, 99, 1024, 7).is_err());
         assert_ne!(chain(&b), chain(&Block::zeroed()));
+    }
+
+    /// The next incarnation, record or ballot was one more: a panic, or number 0.
+    #[test]
+    fn counters_that_nobody_counted_to_are_refused() {
+        let beat = |change: fn(&mut Beat)| {
+            let mut beat = Beat::new_zeroed();
+            change(&mut beat);
+            // the header's version is checked as well
+            let sealed = Beat { counter: 1, ..beat };
+            let mut b = seal_beat(&sealed, VOLUME, 11, 3);
+            b.0[HEADER_BYTES..HEADER_BYTES + size_of::<Beat>()].copy_from_slice(beat.as_bytes());
+            seal(&mut b, &Stamp { kind: Kind::Beat, volume: VOLUME, block: 11, owner: 3, version: 1, writer: 3, epoch: 1 });
+            read_beat(&b, VOLUME, 11, 3).is_ok()
+        };
+        assert!(beat(|b| (b.counter, b.incarnation) = (COUNT_MAX, COUNT_MAX)));
+        assert!(!beat(|b| b.counter = u64::MAX) && !beat(|b| b.incarnation = u64::MAX) && !beat(|b| b.epoch_seen = u64::MAX));
+        let px = |instance, mbal| {
+            let px = Paxos { instance, mbal: 1, bal: 0, value: Decision::new(0, 0, 0, 0) };
+            let mut b = seal_paxos(&px, VOLUME, 20, 1);
+            b.0[HEADER_BYTES..HEADER_BYTES + size_of::<Paxos>()].copy_from_slice(Paxos { mbal, ..px }.as_bytes());
+            seal(&mut b, &Stamp { kind: Kind::Paxos, volume: VOLUME, block: 20, owner: 1, version: 1, writer: 1, epoch: 1 });
+            read_paxos(&b, VOLUME, 20, 1).is_ok()
+        };
+        assert!(px(COUNT_MAX, COUNT_MAX) && !px(u64::MAX, 1) && !px(1, u64::MAX));
+        let mut r = Record { index: 1030, ..Record::genesis() };
+        r.slots[3].incarnation = u64::MAX;
+        assert!(read_record(&seal_record(&r, VOLUME, 106), VOLUME, 100, 1024, 6).is_err());
     }
 
     #[test]

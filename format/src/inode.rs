@@ -4,7 +4,7 @@
 //!
 //! Invariant: `count` and `inline_len` fit the body for the layout; checked by [`check`]. Not here: what operations do.
 
-use crate::{BLOCK_BYTES, Block, CheckError, HEADER_BYTES};
+use crate::{BLOCK_BYTES, Block, COUNT_MAX, CheckError, HEADER_BYTES};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Where the body starts in the block.
@@ -150,7 +150,9 @@ pub fn check(b: &Block) -> Result<Inode, CheckError> {
     let count = ino.count as usize;
     let fits = match layout {
         Layout::Empty => true,
-        Layout::Inline | Layout::DirInline => ino.inline_len as usize <= BODY_BYTES,
+        Layout::Inline => ino.inline_len as usize <= BODY_BYTES,
+        // a record has 40 bytes at least
+        Layout::DirInline => ino.inline_len as usize <= BODY_BYTES && count <= BODY_BYTES / 40,
         Layout::Extents => count <= INLINE_EXTENTS,
         Layout::ExtentTree | Layout::DirTree => (1..=ROOT_ENTRIES).contains(&count) && (1..=crate::tree::MAX_DEPTH).contains(&ino.depth),
     };
@@ -160,9 +162,34 @@ pub fn check(b: &Block) -> Result<Inode, CheckError> {
     if ino.size > MAX_SIZE {
         return bad("inode size", ino.size);
     }
+    if let Some((what, n)) = [("inode blocks", ino.blocks), ("inode entries", ino.entries)].into_iter().find(|(_, n)| *n > COUNT_MAX) {
+        return bad(what, n);
+    }
     let dir = ino.mode & 0o170_000 == 0o040_000;
     if dir != matches!(layout, Layout::DirInline | Layout::DirTree) {
         return bad("inode layout for its mode", u64::from(ino.layout));
     }
     Ok(ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes;
+
+    /// One more name, or one more block, in such a directory was a panic, or none at all.
+    #[test]
+    fn counters_that_nobody_counted_to_are_refused() {
+        let with = |change: fn(&mut Inode)| {
+            let mut i = Inode { mode: 0o040_755, layout: Layout::DirInline as u8, ..Inode::empty() };
+            change(&mut i);
+            let mut b = Block::zeroed();
+            b.0[HEADER_BYTES..BODY_AT].copy_from_slice(i.as_bytes());
+            check(&b).is_ok()
+        };
+        assert!(with(|i| (i.count, i.entries, i.blocks) = (96, COUNT_MAX, COUNT_MAX)));
+        assert!(!with(|i| i.count = 97));
+        assert!(!with(|i| i.entries = u64::MAX));
+        assert!(!with(|i| i.blocks = u64::MAX));
+    }
 }

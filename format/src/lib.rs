@@ -31,6 +31,10 @@ pub const BLOCK_SHIFT: u32 = 12;
 /// The most hosts that can mount one volume at once.
 pub const MAX_SLOTS: u16 = 64;
 
+/// No counter that grows by one at a time (versions, incarnations, sequences, epochs, ballots, links) gets here in the life of the
+/// hardware: at a billion a second it takes 146 years. What is greater is damage, and is refused before anybody adds to it.
+pub const COUNT_MAX: u64 = 1 << 62;
+
 /// Volume identity, drawn at mkfs; part of every block header.
 pub type VolumeId = [u8; 16];
 /// A volume-wide block address (4 KiB units).

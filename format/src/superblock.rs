@@ -20,6 +20,9 @@ pub const KNOWN_RO_COMPAT: u64 = 0;
 /// Checksum type: CRC-32C (Castagnoli polynomial 0x1EDC6F41).
 pub const CHECKSUM_CRC32C: u32 = 1;
 
+/// Records of the membership log that must fit: the newest, the one before it, and one that is being written.
+pub const LOG_BLOCKS_MIN: u64 = 8;
+
 /// One LUN of the volume: which blocks of the volume-wide address space it carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -135,6 +138,11 @@ impl Superblock {
         (self.journal_start + u64::from(s) * self.journal_blocks, self.journal_blocks)
     }
 
+    /// Where blocks live that a journal may have images of: the groups.
+    pub fn homes(&self) -> std::ops::Range<BlockNo> {
+        self.ag_start..self.total_blocks - 1
+    }
+
     /// Orphan directory of slot `s`.
     pub fn orphan_dir(&self, s: Slot) -> u64 {
         self.orphan_ino + u64::from(s)
@@ -173,10 +181,25 @@ impl Superblock {
         if self.total_blocks > 1 << 51
             || self.journal_blocks < 16
             || self.journal_blocks > 1 << 24
-            || self.mail_blocks > 1 << 16
-            || self.log_blocks > 1 << 20
+            || !(1..=1 << 16).contains(&self.mail_blocks)
+            || !(LOG_BLOCKS_MIN..=1 << 20).contains(&self.log_blocks)
         {
             return bad("a region's size", self.total_blocks);
+        }
+        // from here on sums of a start and a length cannot overflow: each start is below 2^51, the lengths are bounded above
+        let starts = [
+            self.beat_start,
+            self.px_start,
+            self.log_start,
+            self.mail_start,
+            self.journal_start,
+            self.copy_block,
+            self.ag_start,
+            self.root_ino,
+            self.orphan_ino,
+        ];
+        if let Some(start) = starts.into_iter().find(|s| *s >= self.total_blocks) {
+            return bad("start of a region", start);
         }
         let order = [
             (1, self.beat_start),
@@ -188,7 +211,6 @@ impl Superblock {
             (self.copy_block + 1, self.ag_start),
             (self.ag_start + 1, self.total_blocks),
         ];
-        // the additions cannot overflow: starts are compared left to right and each is below total_blocks < 2^51
         for (end, start) in order {
             if start < end || start > self.total_blocks {
                 return bad("start of a region", start);
@@ -226,4 +248,41 @@ pub fn read(b: &Block, block: BlockNo) -> Result<(VolumeId, u64, Superblock), Ch
     let (sb, _) = Superblock::read_from_prefix(&b.0[64..]).map_err(|_| CheckError::Magic { block, found: 0 })?;
     sb.check(block)?;
     Ok((volume, h.version, sb))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sums overflowed before anything was compared (a panic, or a start that came out small again), and a log or a mailbox of no blocks
+    /// was divided by.
+    #[test]
+    fn no_field_at_its_edge_is_believed() {
+        let good = crate::geometry::plan(1 << 30, 4).expect("large enough");
+        assert!(good.check(0).is_ok());
+        let fields: [fn(&mut Superblock) -> &mut u64; 15] = [
+            |s| &mut s.total_blocks,
+            |s| &mut s.beat_start,
+            |s| &mut s.px_start,
+            |s| &mut s.log_start,
+            |s| &mut s.log_blocks,
+            |s| &mut s.mail_start,
+            |s| &mut s.mail_blocks,
+            |s| &mut s.journal_start,
+            |s| &mut s.journal_blocks,
+            |s| &mut s.copy_block,
+            |s| &mut s.ag_start,
+            |s| &mut s.ag_blocks,
+            |s| &mut s.ag_count,
+            |s| &mut s.root_ino,
+            |s| &mut s.orphan_ino,
+        ];
+        for (n, field) in fields.iter().enumerate() {
+            for edge in [0, u64::MAX, u64::MAX - 1, u64::MAX - 3, u64::MAX / 2, 1 << 63, 1 << 51, good.total_blocks] {
+                let mut sb = good;
+                *field(&mut sb) = edge;
+                assert!(sb.check(0).is_err() || n == 0 && (edge == good.total_blocks || edge == 1 << 51), "field {n} at {edge:#x}");
+            }
+        }
+    }
 }

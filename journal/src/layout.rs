@@ -75,6 +75,9 @@ impl Region {
         if body.state != STATE_CLEAN && body.state != STATE_DIRTY {
             return bad("state", u64::from(body.state));
         }
+        if body.incarnation > luna_format::COUNT_MAX {
+            return bad("incarnation", body.incarnation);
+        }
         if body.tail > u64::MAX / 2 {
             return bad("tail", body.tail);
         }

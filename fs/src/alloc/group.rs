@@ -51,6 +51,9 @@ pub(super) fn check_header(sb: &Superblock, ag: u64, b: &Block) -> Result<AgHead
     if h.free > blocks - 1 - bitmaps || h.free_meta > h.free {
         return bad("free blocks of a group", h.free);
     }
+    if h.version_floor > luna_format::COUNT_MAX {
+        return bad("version floor of a group", h.version_floor);
+    }
     Ok(h)
 }
 
