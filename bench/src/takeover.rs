@@ -192,7 +192,7 @@ fn full_journal(runs: usize, stride: u64) -> anyhow::Result<(usize, Vec<f64>)> {
         drop(journal);
         let begun = Instant::now();
         let proof = ReplayProof::Fenced(Fenced::attest(slot, incarnation, 1));
-        let mut plan = luna_journal::plan(&*lun.disk, volume, region, slot, proof)?;
+        let mut plan = luna_journal::plan(&*lun.disk, volume, region, sb.homes(), slot, proof)?;
         plan.settle(&*lun.disk, &mut || false)?;
         let report = plan.apply(&*lun.disk, &|_| false)?;
         times.push(ms(begun.elapsed()));

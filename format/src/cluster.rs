@@ -11,8 +11,8 @@
 //! Not here: what a decision means (that is `luna-cluster`), who may write what.
 
 use crate::{
-    BLOCK_BYTES, Block, BlockNo, COUNT_MAX, CheckError, Epoch, Expect, HEADER_BYTES, Header, Incarnation, Kind, MAX_SLOTS, Slot, Stamp, VolumeId,
-    open, seal,
+    BLOCK_BYTES, Block, BlockNo, COUNT_MAX, CheckError, Epoch, Expect, HEADER_BYTES, Header, Incarnation, Kind, MAX_SLOTS, Slot, Stamp,
+    VolumeId, open, seal,
 };
 use siphasher::sip128::{Hasher128, SipHasher24};
 use std::hash::Hasher;

@@ -59,7 +59,7 @@ pub(crate) fn mount_through(door: Arc<dyn Disk>, disk: Arc<MemoryDisk>, slot: Sl
 /// Replays the journal of the slot and mounts what a dead host left.
 pub(crate) fn recover(disk: Arc<MemoryDisk>, slot: Slot) -> Kit {
     let (_, sb) = mkfs::read_superblock(&*disk).expect("superblock");
-    let plan = luna_journal::plan(&*disk, VOLUME, sb.journal_region(slot), slot, ReplayProof::FirstMount).expect("plan");
+    let plan = luna_journal::plan(&*disk, VOLUME, sb.journal_region(slot), sb.homes(), slot, ReplayProof::FirstMount).expect("plan");
     plan.apply(&*disk, &|_| false).expect("apply");
     let now = luna_journal::inspect(&*disk, VOLUME, sb.journal_region(slot), slot).expect("header");
     mount(disk, slot, now.incarnation)

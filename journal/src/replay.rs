@@ -22,6 +22,7 @@ use luna_format::journal::{Descriptor, ENTRIES_AT, ImageEntry, JournalHeader, MA
 use luna_format::{BLOCK_BYTES, BLOCK_U64, Block, BlockNo, Expect, HEADER_BYTES, Incarnation, Kind, Slot, VolumeId, open, peek};
 use luna_lun::{Disk, Durability};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Blocks read ahead while following the log.
@@ -51,6 +52,8 @@ pub struct Plan {
     header: JournalHeader,
     version: u64,
     next_incarnation: Incarnation,
+    /// Where images may go.
+    homes: Range<BlockNo>,
     /// Newest image of each block.
     images: BTreeMap<BlockNo, Block>,
     records: u64,
@@ -100,8 +103,16 @@ pub fn inspect(disk: &dyn Disk, volume: VolumeId, region: (BlockNo, u64), slot: 
     Ok(HeaderInfo { clean: h.state == STATE_CLEAN, incarnation: h.incarnation, tail: h.tail, tail_sequence: h.tail_sequence })
 }
 
-/// Reads the journal of `slot` and says what replay would do. Writes nothing.
-pub fn plan(disk: &dyn Disk, volume: VolumeId, region: (BlockNo, u64), slot: Slot, proof: ReplayProof) -> Result<Plan> {
+/// Reads the journal of `slot` and says what replay would do. Writes nothing. Images of blocks outside of `homes` are damage, however
+/// good their checksums are: replay must not write, nor look, where no journaled block can live.
+pub fn plan(
+    disk: &dyn Disk,
+    volume: VolumeId,
+    region: (BlockNo, u64),
+    homes: Range<BlockNo>,
+    slot: Slot,
+    proof: ReplayProof,
+) -> Result<Plan> {
     let region = Region { volume, slot, start: region.0, len: region.1 };
     let (version, header) = read_header(disk, &region)?;
     let dirty = header.state == STATE_DIRTY;
@@ -116,6 +127,7 @@ pub fn plan(disk: &dyn Disk, volume: VolumeId, region: (BlockNo, u64), slot: Slo
         header,
         version,
         next_incarnation,
+        homes,
         images: BTreeMap::new(),
         records: 0,
         end: header.tail,
@@ -321,8 +333,7 @@ impl Plan {
         }
         for (block, image) in &images {
             // the checksums hold, so this is what was written; it must still be a block that names its home
-            let inside = (self.region.start..self.region.start + self.region.len).contains(block);
-            if inside || peek(image, &self.region.volume, *block).is_err() {
+            if !self.homes.contains(block) || peek(image, &self.region.volume, *block).is_err() {
                 return Err(JournalError::BadImage { slot: self.region.slot, block: *block });
             }
         }

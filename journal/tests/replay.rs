@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use luna_format::BLOCK_U64;
+use luna_format::{BLOCK_U64, Kind, Stamp, seal};
 use luna_journal::{Fenced, Journal, JournalError, ReplayProof, inspect, plan};
 use luna_lun::memory::MemoryDisk;
 use luna_lun::recording::{Event, RecordingDisk};
@@ -66,7 +66,7 @@ fn run(region: (u64, u64), steps: &[usize]) -> Run {
 /// Replays and compares every promised block; a record may be there although it was not promised yet.
 fn check(disk: &MemoryDisk, region: (u64, u64), must: &BTreeMap<u64, u64>, may: &BTreeMap<u64, u64>, what: &str) {
     let before = inspect(disk, VOLUME, region, 3).unwrap();
-    let mut p = plan(disk, VOLUME, region, 3, proof(1)).unwrap();
+    let mut p = plan(disk, VOLUME, region, HOMES, 3, proof(1)).unwrap();
     p.settle(disk, &mut || false).unwrap();
     assert_eq!(p.gap(), None, "{what}: a cut is not damage");
     p.apply(disk, &none).unwrap();
@@ -82,7 +82,7 @@ fn check(disk: &MemoryDisk, region: (u64, u64), must: &BTreeMap<u64, u64>, may: 
     assert!(after.clean && after.tail >= before.tail && after.tail_sequence >= before.tail_sequence);
     // twice equals once
     let once = disk.snapshot();
-    plan(disk, VOLUME, region, 3, proof(1)).unwrap().apply(disk, &none).unwrap();
+    plan(disk, VOLUME, region, HOMES, 3, proof(1)).unwrap().apply(disk, &none).unwrap();
     for b in may.keys() {
         assert_eq!(read(disk, *b).0, read(&once, *b).0);
     }
@@ -162,7 +162,7 @@ fn a_newer_home_is_left_alone_and_a_torn_one_is_rebuilt() {
     let mut torn = block(HOME + 3, 6);
     torn.0[2048..].fill(0xee);
     write(&*disk, &torn, HOME + 3);
-    let mut p = plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap();
+    let mut p = plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
     assert!(matches!(p.apply(&*disk, &|b| b == HOME + 4), Err(JournalError::Unsettled { block, .. }) if block == HOME + 3));
     let mut looks = 3;
     let mut again = || {
@@ -191,7 +191,7 @@ fn a_block_that_is_being_written_by_a_live_host_is_not_overwritten() {
     half.0[512..].copy_from_slice(&block(HOME, 1).0[512..]);
     half.0[2048..].fill(0xee);
     write(&*disk, &half, HOME);
-    let mut p = plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap();
+    let mut p = plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
     let mut again = || {
         write(&*disk, &whole, HOME);
         true
@@ -209,13 +209,13 @@ fn a_sleeping_recoverer_does_not_touch_the_next_owners_log() {
     let s = j.append(vec![image(HOME, 1)]).unwrap();
     j.flush_to(s).unwrap();
     drop(j);
-    let sleeper = plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap();
-    plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap().apply(&*disk, &none).unwrap();
+    let sleeper = plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
+    plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap().apply(&*disk, &none).unwrap();
     let j = Journal::open(disk.clone(), VOLUME, REGION, 3, 2).unwrap();
     let s = j.append(vec![image(HOME + 1, 1)]).unwrap();
     j.flush_to(s).unwrap();
     assert!(matches!(sleeper.apply(&*disk, &none), Err(JournalError::Overtaken { incarnation: 2, .. })));
-    let p = plan(&*disk, VOLUME, REGION, 3, proof(2)).unwrap();
+    let p = plan(&*disk, VOLUME, REGION, HOMES, 3, proof(2)).unwrap();
     assert!(!p.is_clean() && p.records() == 1, "what the new owner promised is still there");
 }
 
@@ -247,7 +247,7 @@ fn each_block_of_a_long_run_is_judged_for_itself() {
             _ => write(&*disk, &block(b, 5), b),
         }
     }
-    let mut p = plan(&*disk, VOLUME, region, 3, proof(1)).unwrap();
+    let mut p = plan(&*disk, VOLUME, region, HOMES, 3, proof(1)).unwrap();
     assert_eq!(p.settle(&*disk, &mut || false).unwrap(), 60);
     let skip = |b: u64| b.is_multiple_of(7);
     let report = p.apply(&*disk, &skip).unwrap();
@@ -277,9 +277,9 @@ fn an_interrupted_apply_is_simply_repeated() {
     for n in 0..8 {
         let copy = Arc::new(base.snapshot());
         let failing = luna_lun::faulty::FaultyDisk::fail_after_writes(copy.clone(), n);
-        let p = plan(&failing, VOLUME, REGION, 3, proof(1)).unwrap();
+        let p = plan(&failing, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
         assert!(p.apply(&failing, &none).is_err(), "{n}");
-        let p = plan(&*copy, VOLUME, REGION, 3, proof(1)).unwrap();
+        let p = plan(&*copy, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
         assert!(!p.is_clean());
         p.apply(&*copy, &none).unwrap();
         assert!((0..6).all(|i| version(&*copy, HOME + 2 * i) == 2));
@@ -296,14 +296,14 @@ fn the_next_incarnation_never_sees_the_old_records() {
         j.flush_to(s).unwrap();
     }
     drop(j);
-    plan(&*base, VOLUME, REGION, 3, proof(1)).unwrap().apply(&*base, &none).unwrap();
+    plan(&*base, VOLUME, REGION, HOMES, 3, proof(1)).unwrap().apply(&*base, &none).unwrap();
     let h = inspect(&*base, VOLUME, REGION, 3).unwrap();
     assert_eq!((h.clean, h.incarnation, h.tail, h.tail_sequence), (true, 2, 8, 6));
     let j = Journal::open(dynamic.clone(), VOLUME, REGION, 3, 2).unwrap();
-    assert_eq!(plan(&*base, VOLUME, REGION, 3, proof(2)).unwrap().records(), 0);
+    assert_eq!(plan(&*base, VOLUME, REGION, HOMES, 3, proof(2)).unwrap().records(), 0);
     let s = j.append(vec![image(HOME, 9)]).unwrap();
     j.flush_to(s).unwrap();
-    let p = plan(&*base, VOLUME, REGION, 3, proof(2)).unwrap();
+    let p = plan(&*base, VOLUME, REGION, HOMES, 3, proof(2)).unwrap();
     assert_eq!((p.records(), p.images().count()), (1, 1));
 }
 
@@ -318,7 +318,7 @@ fn damage_before_a_whole_record_is_not_taken_for_the_end() {
     }
     // record 2 lies at positions 2 and 3; its image rots
     base.write_at(&[0x55; 4096], (REGION.0 + 1 + 3) * BLOCK_U64, Durability::Plain).unwrap();
-    let mut p = plan(&*base, VOLUME, REGION, 3, proof(1)).unwrap();
+    let mut p = plan(&*base, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
     assert_eq!(p.gap().map(|g| (g.missing, g.position, g.later)), Some((2, 2, 3)));
     assert!(matches!(p.apply(&*base, &none), Err(JournalError::Damaged { missing: 2, later: 3, .. })));
     assert!(!inspect(&*base, VOLUME, REGION, 3).unwrap().clean);
@@ -332,7 +332,7 @@ fn a_proof_must_cover_the_journal() {
     let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
     Journal::format(&*disk, VOLUME, REGION, 3).unwrap();
     let _j = Journal::open(disk.clone(), VOLUME, REGION, 3, 5).unwrap();
-    let p = |proof| plan(&*disk, VOLUME, REGION, 3, proof).map(drop);
+    let p = |proof| plan(&*disk, VOLUME, REGION, HOMES, 3, proof).map(drop);
     assert!(matches!(p(proof(4)), Err(JournalError::Unproven { found: 5, .. })));
     assert!(matches!(p(ReplayProof::Fenced(Fenced::attest(2, 9, 9))), Err(JournalError::Unproven { .. })));
     assert!(p(proof(5)).is_ok() && p(proof(6)).is_ok() && p(ReplayProof::FirstMount).is_ok());
@@ -342,7 +342,38 @@ fn a_proof_must_cover_the_journal() {
 fn a_fence_of_a_host_that_never_opened_its_journal_still_closes_it() {
     let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
     Journal::format(&*disk, VOLUME, REGION, 3).unwrap();
-    plan(&*disk, VOLUME, REGION, 3, proof(4)).unwrap().apply(&*disk, &none).unwrap();
+    plan(&*disk, VOLUME, REGION, HOMES, 3, proof(4)).unwrap().apply(&*disk, &none).unwrap();
     assert!(matches!(Journal::open(disk.clone(), VOLUME, REGION, 3, 4), Err(JournalError::NotOwner { found: 5, .. })));
     Journal::open(disk, VOLUME, REGION, 3, 5).unwrap();
+}
+
+/// Replay wrote wherever a whole image said it lived: over superblocks, beats and other journals; and an address beyond 2^52 came
+/// round to the front of the LUN.
+#[test]
+fn images_that_live_elsewhere_are_damage() {
+    for home in [0, 1, HOME - 1, HOMES.end, HOMES.end + 1, 1 << 52, (1 << 52) + HOME, u64::MAX] {
+        let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
+        let j = fresh(&disk, REGION);
+        let s = j.append(vec![image(HOME, 5), image(home, 5)]).unwrap();
+        j.flush_to(s).unwrap();
+        let refused = plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).map(drop);
+        assert!(matches!(refused, Err(JournalError::BadImage { slot: 3, block }) if block == home), "{home}: {refused:?}");
+        assert_eq!(version(&*disk, HOME), 0);
+    }
+}
+
+/// One more than such an incarnation is none.
+#[test]
+fn an_incarnation_that_cannot_be_counted_to_is_refused() {
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK_BYTES));
+    drop(fresh(&disk, REGION));
+    let mut b = read(&*disk, REGION.0);
+    b.0[64..72].copy_from_slice(&u64::MAX.to_le_bytes());
+    let stamp = Stamp { kind: Kind::JournalHeader, volume: VOLUME, block: REGION.0, owner: 3, version: 7, writer: 3, epoch: 0 };
+    seal(&mut b, &stamp);
+    write(&*disk, &b, REGION.0);
+    for proof in [ReplayProof::FirstMount, proof(1)] {
+        let refused = plan(&*disk, VOLUME, REGION, HOMES, 3, proof).map(drop);
+        assert!(matches!(refused, Err(JournalError::BadHeader { what: "incarnation", .. })), "{refused:?}");
+    }
 }

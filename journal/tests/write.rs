@@ -33,7 +33,7 @@ fn a_batch_is_one_record_and_later_images_replace_earlier_ones() {
     assert_eq!((j.durable(), j.running()), (1, 2));
     let s = j.stats();
     assert_eq!((s.transactions, s.records, s.images, s.absorbed), (2, 1, 2, 1));
-    let p = plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap();
+    let p = plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
     let got: Vec<_> = p.images().map(|(at, b)| (at, b.header().version)).collect();
     assert_eq!(got, [(HOME, 2), (HOME + 1, 1)]);
 }
@@ -103,7 +103,7 @@ fn eight_threads_share_records() {
     let s = j.stats();
     assert_eq!(s.transactions, 160);
     assert_eq!(s.images + s.absorbed, 160);
-    let p = plan(&*disk, VOLUME, region, 3, proof(1)).unwrap();
+    let p = plan(&*disk, VOLUME, region, HOMES, 3, proof(1)).unwrap();
     assert_eq!(p.records(), s.records);
     for t in 0..8 {
         let (_, b) = p.images().find(|(at, _)| *at == HOME + t).unwrap();
@@ -162,7 +162,7 @@ fn a_full_ring_says_so_and_goes_on_after_retire() {
     let s = j.append(many(3)).unwrap();
     j.flush_to(s).unwrap();
     assert_eq!(j.stats().headers, before + 1, "the tail on the LUN moves before its record is overwritten");
-    let p = plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap();
+    let p = plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
     assert_eq!(p.records(), 2);
     assert!(p.images().all(|(_, b)| b.header().version == 3));
     assert!(matches!(j.append((0..64).map(|i| image(HOME + i, 9)).collect()), Err(JournalError::TooLarge { limit: 63, .. })));
@@ -254,7 +254,7 @@ fn persist_tail_leaves_nothing_to_replay() {
     let s = j.append(vec![image(HOME, 1)]).unwrap();
     j.flush_to(s).unwrap();
     j.retire(s);
-    assert_eq!(plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap().records(), 1);
+    assert_eq!(plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap().records(), 1);
     j.persist_tail().unwrap();
-    assert_eq!(plan(&*disk, VOLUME, REGION, 3, proof(1)).unwrap().records(), 0);
+    assert_eq!(plan(&*disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap().records(), 0);
 }

@@ -137,7 +137,7 @@ impl Recovery {
         if luna_fs::repair::exclusive::is_marked(&*disk).map_err(|e| e.to_string())? {
             return Err("a repair of the volume is under way".into());
         }
-        let mut plan = luna_journal::plan(&*disk, self.volume, region, slot, proof).map_err(|e| e.to_string())?;
+        let mut plan = luna_journal::plan(&*disk, self.volume, region, self.sb.homes(), slot, proof).map_err(|e| e.to_string())?;
         let until = now_ms() + self.timing.request_ms;
         let mut again = || {
             std::thread::sleep(LOOK_AGAIN);

@@ -39,7 +39,7 @@ pub(super) fn superblocks(c: &mut Check<'_>) -> Result<()> {
 pub(super) fn journals(c: &mut Check<'_>) -> Result<()> {
     for slot in 0..c.sb.slots as Slot {
         c.progress("journals", u64::from(slot), u64::from(c.sb.slots));
-        match luna_journal::plan(c.reader.disk(), c.id, c.sb.journal_region(slot), slot, ReplayProof::FirstMount) {
+        match luna_journal::plan(c.reader.disk(), c.id, c.sb.journal_region(slot), c.sb.homes(), slot, ReplayProof::FirstMount) {
             Ok(plan) => journal(c, slot, &plan)?,
             Err(e) => bad_journal(c, slot, e)?,
         }

@@ -291,7 +291,7 @@ fn power_cut(base: &MemoryDisk, log: &[Event], rng: &mut fastrand::Rng) -> Arc<M
 
 fn replayed(disk: Arc<MemoryDisk>) -> (Arc<dyn Disk>, Arc<Fs>) {
     let (_, sb) = mkfs::read_superblock(&*disk).expect("superblock");
-    let plan = luna_journal::plan(&*disk, VOLUME, sb.journal_region(0), 0, ReplayProof::FirstMount).expect("plan");
+    let plan = luna_journal::plan(&*disk, VOLUME, sb.journal_region(0), sb.homes(), 0, ReplayProof::FirstMount).expect("plan");
     plan.apply(&*disk, &|_| false).expect("apply");
     let now = luna_journal::inspect(&*disk, VOLUME, sb.journal_region(0), 0).expect("header");
     let disk: Arc<dyn Disk> = disk;

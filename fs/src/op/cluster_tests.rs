@@ -229,7 +229,7 @@ fn a_frozen_volume_is_consistent_and_stands_still() {
 /// The newest record of a host's journal.
 fn journal_of(v: &Volume, disk: &MemoryDisk) -> u64 {
     let proof = luna_journal::ReplayProof::FirstMount;
-    let plan = luna_journal::plan(disk, [7; 16], v.sb.journal_region(v.slot), v.slot, proof).unwrap();
+    let plan = luna_journal::plan(disk, [7; 16], v.sb.journal_region(v.slot), v.sb.homes(), v.slot, proof).unwrap();
     luna_journal::inspect(disk, [7; 16], v.sb.journal_region(v.slot), v.slot).unwrap().tail_sequence + plan.records()
 }
 

@@ -691,7 +691,7 @@ fn a_group_given_back_leaves_nothing_newer_in_the_log() {
     (0..k.sb().ag_count).for_each(|g| v.write_back(&crate::names::group(g)).unwrap());
     let disk = k.disk.snapshot();
     let region = k.sb().journal_region(v.slot);
-    let plan = luna_journal::plan(&disk, v.id, region, v.slot, luna_journal::ReplayProof::FirstMount).unwrap();
+    let plan = luna_journal::plan(&disk, v.id, region, k.sb().homes(), v.slot, luna_journal::ReplayProof::FirstMount).unwrap();
     let mut freed = 0;
     for (block, image) in plan.images() {
         let mut home = luna_format::Block::zeroed();

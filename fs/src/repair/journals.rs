@@ -24,7 +24,7 @@ pub(super) fn journals(door: &mut Door<'_>, id: VolumeId, sb: &Superblock, did: 
             Journal::reset(door.disk(), id, region, slot, next, version)
         };
         let all = Some("what its host had acknowledged and not brought home");
-        let mut plan = match luna_journal::plan(door.disk(), id, region, slot, ReplayProof::FirstMount) {
+        let mut plan = match luna_journal::plan(door.disk(), id, region, sb.homes(), slot, ReplayProof::FirstMount) {
             Ok(plan) => plan,
             Err(JournalError::Lun { source, .. }) => return Err(source.into()),
             Err(JournalError::BadImage { block, .. }) => {

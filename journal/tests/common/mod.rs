@@ -14,6 +14,9 @@ pub(crate) const DISK_BYTES: u64 = 8 << 20;
 /// First block of the home area.
 pub(crate) const HOME: BlockNo = 1024;
 
+/// All of it.
+pub(crate) const HOMES: std::ops::Range<BlockNo> = HOME..DISK_BYTES / BLOCK_U64;
+
 /// A sealed block with `version` and a fill that depends on both.
 pub(crate) fn block(at: BlockNo, version: u64) -> Block {
     let mut b = Block::zeroed();

@@ -585,7 +585,7 @@ fn replay(
     let region = sb.journal_region(slot);
     let proof = ReplayProof::Fenced(Fenced::attest(slot, incarnation, epoch));
     let head = luna_journal::inspect(disk, VOLUME, region, slot).map_err(|e| e.to_string())?;
-    let mut plan = luna_journal::plan(disk, VOLUME, region, slot, proof).map_err(|e| e.to_string())?;
+    let mut plan = luna_journal::plan(disk, VOLUME, region, sb.homes(), slot, proof).map_err(|e| e.to_string())?;
     if !plan.is_clean() && plan.incarnation() == incarnation {
         machine.hear(Heard::Found((slot, incarnation), head.tail_sequence + plan.records() - 1));
     }

@@ -204,7 +204,7 @@ fn journal(disk: &dyn Disk, volume: VolumeId, sb: &Superblock, n: u64) -> Result
         }
     }
     // planning reads only; nothing is applied here, so no proof about the owner is needed
-    match luna_journal::plan(disk, volume, region, slot, luna_journal::ReplayProof::FirstMount) {
+    match luna_journal::plan(disk, volume, region, sb.homes(), slot, luna_journal::ReplayProof::FirstMount) {
         Err(e) => row(&mut r, "records", e),
         Ok(plan) => {
             row(&mut r, "records", plan.records());
