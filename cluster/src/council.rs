@@ -6,11 +6,14 @@
 //! raft types do not leave this file; an id is slot + 1. Not here: membership itself.
 
 use crate::types::Msg;
-use luna_format::{Epoch, Incarnation, Slot};
+use luna_format::{COUNT_MAX, Epoch, Incarnation, Slot};
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, EntryType, Message};
+use raft::eraftpb::{ConfState, EntryType, Message, MessageType};
 use raft::storage::MemStorage;
 use raft::{Config, RawNode, StateRole};
+
+/// No message of this group is longer: one entry of a few bytes. (The decoder recurses over nested groups of unknown fields.)
+const LONGEST: usize = 4096;
 
 /// What the group agrees on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,13 +98,34 @@ impl Council {
 
     /// A message from a member of this group.
     pub(crate) fn receive(&mut self, from: Slot, bytes: &[u8]) {
+        if bytes.len() > LONGEST {
+            return;
+        }
         let Ok(m) = Message::parse_from_bytes(bytes) else { return };
         let sender = u64::from(from) + 1;
-        if m.from != sender || m.to != self.me || !self.voters.contains(&sender) {
+        if m.from != sender || m.to != self.me || !self.voters.contains(&sender) || !self.is_sane(&m) {
             return;
         }
         // an error means a message that raft does not want now; it is as good as lost
         let _ = self.node.step(m);
+    }
+
+    /// Whether raft can take the message. It trusts its group and stops the process over a commit of entries that nobody has, over entries
+    /// out of order, over a snapshot or a proposal of nothing; a member that is mad must not stop the others.
+    fn is_sane(&self, m: &Message) -> bool {
+        use MessageType::*;
+        let last = self.node.raft.raft_log.last_index();
+        let small = [m.term, m.log_term, m.index, m.commit, m.reject_hint, m.commit_term].into_iter().all(|n| n <= COUNT_MAX);
+        let in_order = (m.index + 1..).zip(m.get_entries()).all(|(index, e)| e.index == index && e.term <= m.term);
+        small
+            && match m.get_msg_type() {
+                MsgAppend => in_order,
+                MsgHeartbeat => m.commit <= last,
+                MsgAppendResponse => m.index <= last || m.reject,
+                MsgRequestVote | MsgRequestVoteResponse | MsgRequestPreVote | MsgRequestPreVoteResponse | MsgHeartbeatResponse => true,
+                // this group never compacts, hands over or forwards
+                _ => false,
+            }
     }
 
     /// Proposes a takeover; only a leader's proposal has any effect.
@@ -149,5 +173,42 @@ impl Council {
                 agreed.extend(Takeover::decode(&e.data));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft::eraftpb::Entry;
+
+    /// Each of these stopped the process: a commit of what nobody has, answers for entries that do not exist, entries out of order, a
+    /// snapshot, a proposal of nothing, a term after which there is none, and nesting without end.
+    #[test]
+    fn a_mad_member_does_not_stop_the_others() {
+        let say = |kind, change: fn(&mut Message)| {
+            let mut c = Council::new(4, 0, &[0, 1, 2]).expect("a group");
+            let mut m = Message::default();
+            m.set_msg_type(kind);
+            (m.from, m.to, m.term) = (2, 1, 5);
+            change(&mut m);
+            c.receive(1, &m.write_to_bytes().expect("encodes"));
+            (0..200).for_each(|_| {
+                c.tick();
+                c.drain();
+            });
+        };
+        say(MessageType::MsgHeartbeat, |m| m.commit = 100);
+        say(MessageType::MsgAppendResponse, |m| m.index = 100);
+        say(MessageType::MsgAppend, |m| (m.index, m.commit) = (0, 100));
+        say(MessageType::MsgAppend, |m| {
+            for index in [3, 9] {
+                m.entries.push(Entry { index, term: 5, ..Entry::default() });
+            }
+        });
+        say(MessageType::MsgSnapshot, |m| m.mut_snapshot().mut_metadata().index = 100);
+        say(MessageType::MsgPropose, |_| ());
+        say(MessageType::MsgReadIndex, |_| ());
+        say(MessageType::MsgRequestVote, |m| m.term = u64::MAX);
+        Council::new(4, 0, &[0, 1]).expect("a group").receive(1, &[0xfb; 1 << 20]);
     }
 }
