@@ -6,7 +6,7 @@
 #   make lint     format, clippy, docs; make fix repairs what can be repaired by a machine
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
-.PHONY: demo test bench soak model-large lint fix build deny setup-% install
+.PHONY: demo test bench soak model-large fuzz lint fix build deny setup-% install
 
 setup-%:
 	@tests/setup.sh $*
@@ -53,6 +53,24 @@ soak: setup-test
 # The models of the protocol at larger sizes (the small ones are in test). A minute and a few gigabytes.
 model-large: setup-build
 	cargo run --release --locked -q -p luna-model -- --large
+
+# Coverage-guided fuzzing of one target for so many minutes, on stable Rust; docs/testing.md lists the targets. What is found lies in
+# target/fuzz/found. The instrumented build has a folder of its own, so that it does not disturb any other.
+TARGET ?= mount
+MINUTES ?= 10
+FUZZ_HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+FUZZ_BIN := target/fuzz/$(FUZZ_HOST)/release/luna-fuzz
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 \
+	-Cdebug-assertions=on -Coverflow-checks=on
+fuzz: setup-build
+	RUSTFLAGS="$(FUZZ_FLAGS)" CXX=g++ CARGO_TARGET_DIR=target/fuzz cargo build --locked --release -p luna-fuzz --features libfuzzer \
+		--bin luna-fuzz --target $(FUZZ_HOST)
+	mkdir -p target/fuzz/found target/fuzz/corpus/$(TARGET) fuzz/corpus/$(TARGET)
+	cargo run -q --locked -p luna-fuzz --bin seeds -- $(TARGET) target/fuzz/corpus/$(TARGET)
+	LUNA_FUZZ=$(TARGET) $(FUZZ_BIN) -max_total_time=$$(($(MINUTES) * 60)) -max_len=$(if $(filter block wire handshake members locks nbd-% control,$(TARGET)),4096,256) -timeout=30 -rss_limit_mb=2048 \
+		-malloc_limit_mb=512 -print_final_stats=1 -artifact_prefix=target/fuzz/found/$(TARGET)- \
+		target/fuzz/corpus/$(TARGET) fuzz/corpus/$(TARGET)
 
 # Puts the binary, its helper links for mount(8), mkfs(8) and fsck(8), and the man pages below PREFIX.
 PREFIX ?= /usr/local
