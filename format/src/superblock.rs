@@ -161,6 +161,21 @@ impl Superblock {
         (start, self.ag_blocks.min(self.total_blocks - 1 - start))
     }
 
+    /// Every address in it. Once each is below the volume's end, which is below 2^51, sums with the bounded lengths cannot overflow.
+    fn starts(&self) -> [BlockNo; 9] {
+        [
+            self.beat_start,
+            self.px_start,
+            self.log_start,
+            self.mail_start,
+            self.journal_start,
+            self.copy_block,
+            self.ag_start,
+            self.root_ino,
+            self.orphan_ino,
+        ]
+    }
+
     /// Whether every region lies inside the volume, in order, and every count is sane.
     pub fn check(&self, block: BlockNo) -> Result<(), CheckError> {
         let bad = |what, found| Err(CheckError::Field { block, what, found });
@@ -186,19 +201,7 @@ impl Superblock {
         {
             return bad("a region's size", self.total_blocks);
         }
-        // from here on sums of a start and a length cannot overflow: each start is below 2^51, the lengths are bounded above
-        let starts = [
-            self.beat_start,
-            self.px_start,
-            self.log_start,
-            self.mail_start,
-            self.journal_start,
-            self.copy_block,
-            self.ag_start,
-            self.root_ino,
-            self.orphan_ino,
-        ];
-        if let Some(start) = starts.into_iter().find(|s| *s >= self.total_blocks) {
+        if let Some(start) = self.starts().into_iter().find(|s| *s >= self.total_blocks) {
             return bad("start of a region", start);
         }
         let order = [
