@@ -129,7 +129,7 @@ fn members(c: &mut Check<'_>, names: &BTreeMap<Slot, String>) {
         let name = names.get(&slot).cloned().unwrap_or_default();
         match s.state {
             SLOT_MEMBER => {
-                let text = format!("host '{name}' (incarnation {}): if it is running, findings may be transient", s.incarnation);
+                let text = format!("host '{name}' (incarnation {}), which may be running", s.incarnation);
                 c.found(Code::C06, Place::slot(slot), text);
             }
             SLOT_EVICTED | SLOT_FENCED => {
