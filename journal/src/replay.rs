@@ -5,7 +5,8 @@
 //! incarnation is whole, the end is damage, not a torn tail, and `apply` refuses until told otherwise ([`Plan::accept_gap`]).
 //!
 //! Invariant: a home block is written iff it is torn for good (it does not even name itself, and nobody is writing it) or its
-//! version is smaller than the image's; so replay is the maximum over versions: idempotent, restartable.
+//! version is smaller than the image's; so replay is the maximum over versions: idempotent, restartable. Nothing is written before a
+//! flush has made durable what was read.
 //!
 //! **Torn for good** needs care: the log keeps images of blocks whose lock was given back long ago, and a block that a live host is
 //! writing at this moment reads as torn where the LUN is atomic only by sectors. Writing an old image over it would lose what that
@@ -222,6 +223,11 @@ impl Plan {
             return Err(JournalError::Damaged { slot: self.region.slot, missing: g.missing, position: g.position, later: g.later });
         }
         let mut report = Report { records: self.records, images: self.images.len() as u64, ..Report::default() };
+        if !self.images.is_empty() {
+            // the newest record may never have been answered, and lie in the target's cache alone: it must not get lost when a part of
+            // it is at home
+            disk.flush().map_err(self.lun("flushing the log"))?;
+        }
         let blocks: Vec<BlockNo> = self.images.keys().copied().filter(|b| !skip(*b)).collect();
         report.skipped = report.images - blocks.len() as u64;
         for span in spans(&blocks, GAP_BLOCKS) {

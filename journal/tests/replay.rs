@@ -377,3 +377,19 @@ fn an_incarnation_that_cannot_be_counted_to_is_refused() {
         assert!(matches!(refused, Err(JournalError::BadHeader { what: "incarnation", .. })), "{refused:?}");
     }
 }
+
+/// A host may die before its record is answered. Whoever finds the record must not bring a part of it home that outlives it.
+#[test]
+fn what_was_read_is_durable_before_anything_goes_home() {
+    let memory = Arc::new(MemoryDisk::new(DISK_BYTES));
+    let dynamic: Arc<dyn Disk> = memory.clone();
+    let j = fresh(&dynamic, REGION);
+    let s = j.append((0..3).map(|b| image(HOME + b, 1)).collect()).unwrap();
+    j.flush_to(s).unwrap();
+    let disk = RecordingDisk::new(memory);
+    let p = plan(&disk, VOLUME, REGION, HOMES, 3, proof(1)).unwrap();
+    p.apply(&disk, &none).unwrap();
+    let log = disk.take();
+    assert_eq!(log[0], Event::Flush);
+    assert!(matches!(log[1], Event::Write { .. }) && log.len() == 4, "{} events", log.len());
+}
