@@ -1,9 +1,9 @@
 //! Giving rights back: what this host must write, and what it and its kernel must forget, before another host may go on.
 //!
 //! For an inode, in this order: the kernel's attributes, its pages (see `data::right` for transfers that come in meanwhile), the pending
-//! modification time, the metadata under the lock, then what is known in memory. For an allocation group: its metadata and
-//! whatever waits to be reused. For the right to change metadata at all: nothing is changed any more, and what was is in the journal. Other
-//! names guard nothing that is cached.
+//! modification time, the metadata under the lock, a flush of what was written, then what is known in memory. For an allocation
+//! group: its metadata and whatever waits to be reused. For the right to change metadata at all: nothing is changed any more, and
+//! what was is in the journal. Other names guard nothing that is cached.
 //!
 //! Invariant: when `come_down` returns `Ok`, everything changed under the old right is on the LUN, and nothing that the new
 //! right does not allow is remembered here or in the kernel. Runs on the lock cache's workers, never on a FUSE thread.
@@ -95,6 +95,10 @@ impl Fs {
         }
         if from == Mode::Ex {
             self.volume.write_back(name)?;
+        }
+        // whoever reads what was written here may sync it, and has no reason to think that it is not durable
+        if from.writes() && !to.writes() {
+            self.volume.flush_data()?;
         }
         if !to.covers(Mode::Cr) {
             self.volume.forget(name);

@@ -221,7 +221,17 @@ impl Fs {
                 self.tell_mtime(node);
             }
         }
+        // under a weaker right other hosts may have written since the last flush, and nothing of that was noted here
+        if !node.handle.mode().covers(Mode::Pr) {
+            self.volume.note_data_write();
+        }
         let seq = self.volume.last_change(&names::inode(node.ino)).unwrap_or(0);
+        self.volume.sync_to(seq)
+    }
+
+    /// fsync(2) of a directory: the names in it are durable when this returns.
+    pub fn sync_dir(&self, ino: luna_format::Ino) -> Result<(), FsError> {
+        let seq = self.volume.last_change(&names::inode(ino)).unwrap_or(0);
         self.volume.sync_to(seq)
     }
 

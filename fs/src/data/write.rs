@@ -2,8 +2,8 @@
 //! a second transaction, makes it reachable.
 //!
 //! Invariants: an extent becomes written only after the LUN answered its data (R9); a write that touches part of a block, or
-//! changes the size, is alone in the file's gate; O_APPEND writes at the size found under EX, whatever the kernel thinks; a
-//! write-back of mapped pages never makes a file longer.
+//! changes the size, is alone in the file's gate; a synchronous write is answered when its bytes and the way to them are durable;
+//! O_APPEND writes at the size found under EX, whatever the kernel thinks; a write-back of mapped pages never makes a file longer.
 
 use super::blocks_of;
 use super::gate::Pass;
@@ -12,6 +12,7 @@ use super::map::Cover;
 use super::right::{Pages, Right};
 use crate::error::FsError;
 use crate::extent::{Run, RunKind};
+use crate::names;
 use crate::open::{Node, OpenFile};
 use crate::system::Fs;
 use crate::volume::Wait;
@@ -88,7 +89,7 @@ impl Fs {
         let ask = Ask { offset, append: file.how.append && !how.page, sync: file.how.sync, pages, how };
         let aligned = (offset | data.len() as u64).is_multiple_of(BLOCK_U64);
         let node = &*file.node;
-        let reply = if aligned && !ask.append {
+        let reply = if aligned && !ask.append && (!ask.sync || self.is_settled(node)) {
             match self.overwrite(node, ask, data, reply) {
                 None => return,
                 Some(reply) => reply,
@@ -107,6 +108,11 @@ impl Fs {
         }
         let mode = if file.how.direct && aligned && !ask.append { Mode::Cw } else { Mode::Ex };
         self.write_elsewhere(Arc::clone(node), mode, ask, Payload::copy(data), reply);
+    }
+
+    /// Whether the way to the file's bytes is durable. A forced write of blocks whose mapping is not would be lost with it.
+    fn is_settled(&self, node: &Node) -> bool {
+        self.volume.last_change(&names::inode(node.ino)).is_none_or(|seq| seq <= self.volume.journal.durable())
     }
 
     /// The fast path: gives the reply back when it is not for it.
@@ -223,6 +229,9 @@ impl Fs {
                 if seen.runs().iter().all(|r| matches!(r.kind, RunKind::Written(_))) && seen.cover != Cover::Unknown {
                     node.touch(self.volume.now_ns());
                     self.put(&seen.runs(), data, if ask.sync { Durability::Forced } else { Durability::Plain })?;
+                    if ask.sync && !self.is_settled(node) {
+                        self.volume.sync_to(self.volume.last_change(&names::inode(node.ino)).unwrap_or(0))?;
+                    }
                     return Ok(Slow::Done(data.len() as u32));
                 }
                 if right.mode() == Mode::Ex {

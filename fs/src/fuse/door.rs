@@ -505,10 +505,10 @@ impl Filesystem for Door {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let name = crate::names::inode(inside(ino, self.root));
+        let ino = inside(ino, self.root);
         self.work(
             self.fs.may_block(),
-            move |fs, _| fs.volume.sync_to(fs.volume.last_change(&name).unwrap_or(0)).map(Some),
+            move |fs, _| fs.sync_dir(ino).map(Some),
             move |_, got| match got {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno(&e)),
