@@ -24,6 +24,11 @@ const REMOVED: (u64, u64) = (5, 3);
 pub struct Promised(AtomicU64);
 
 impl Promised {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     /// Steps whose fsync returned.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::SeqCst)

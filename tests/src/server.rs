@@ -1,10 +1,10 @@
 //! The targets: `luna serve`, `qemu-nbd` and `nbdkit`, each over the same file on a unix socket.
 
 use crate::{Result, luna_bin, wait_until};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -24,6 +24,8 @@ pub enum Kind {
     NbdkitSingle,
     /// `luna serve --read-only`.
     LunaReadOnly,
+    /// `luna serve` with a volatile cache, see [`Server::power_cut`].
+    LunaVolatile,
     /// `qemu-storage-daemon` with a QMP socket beside the LUN's.
     StorageDaemon,
 }
@@ -47,11 +49,14 @@ impl Server {
     pub fn start(kind: Kind, file: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let _ = std::fs::remove_file(socket);
         let (mut command, export) = match kind {
-            Kind::Luna | Kind::LunaReadOnly => {
+            Kind::Luna | Kind::LunaReadOnly | Kind::LunaVolatile => {
                 let mut c = Command::new(luna_bin());
                 c.arg("serve").arg(file).arg("--socket").arg(socket).args(["--export", "lun"]);
                 if kind == Kind::LunaReadOnly {
                     c.arg("--read-only");
+                }
+                if kind == Kind::LunaVolatile {
+                    c.arg("--control").arg(socket.with_extension("control")).args(["--power-cut-cache", "64"]);
                 }
                 (c, "lun")
             }
@@ -88,7 +93,7 @@ impl Server {
         command.stdin(Stdio::null()).stderr(log).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().with_context(|| format!("cannot start {kind:?}"))?;
         let said = child.stdout.take();
-        if matches!(kind, Kind::Luna | Kind::LunaReadOnly)
+        if matches!(kind, Kind::Luna | Kind::LunaReadOnly | Kind::LunaVolatile)
             && let Some(out) = said
         {
             let mut line = String::new();
@@ -113,6 +118,18 @@ impl Server {
         let said = child.stdout.take().context("a pipe")?;
         BufReader::new(said).read_line(&mut String::new())?;
         Ok(Self { child, socket: socket.into(), lun: format!("nbd+unix:///lun?socket={}", socket.display()) })
+    }
+
+    /// The target ([`Kind::LunaVolatile`]) loses power: of what was not flushed anything is left, by `seed`; what it says.
+    /// Starts no program.
+    pub fn power_cut(&self, seed: u64) -> Result<String> {
+        let mut stream = UnixStream::connect(self.socket.with_extension("control"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.write_all(format!("power-cut {seed}\n").as_bytes())?;
+        let mut said = String::new();
+        BufReader::new(stream).read_line(&mut said)?;
+        ensure!(said.starts_with("ok"), "the target did not lose power: {said}");
+        Ok(said.trim_end().to_owned())
     }
 
     /// Kills it, as a power cut of the target would.

@@ -213,6 +213,9 @@ pub struct ServeArgs {
     /// A unix socket for orders: ping, clients, fence NAME INCARNATION
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// For tests: keep up to MIB of writes in memory until they are flushed, and lose them at the order power-cut SEED
+    #[arg(long, value_name = "MIB", hide = true, requires = "control")]
+    pub power_cut_cache: Option<u64>,
 }
 
 /// Arguments of `luna demo`.

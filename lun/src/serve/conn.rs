@@ -199,6 +199,14 @@ impl Connection<'_> {
         let result = match request.command {
             cmd::WRITE => self.write(&self.input.bytes()[payload], request.offset, forced),
             cmd::FLUSH => sync(self.shared),
+            // a trim promises nothing; with a volatile cache it does nothing
+            cmd::TRIM if self.shared.volatile.is_some() => {
+                if forced {
+                    sync(self.shared)
+                } else {
+                    Ok(())
+                }
+            }
             cmd::TRIM => ignore_unsupported(punch(&self.shared.file, request.offset, request.len.into()))
                 .and_then(|()| if forced { sync(self.shared) } else { Ok(()) }),
             _ => self.zero(request).and_then(|()| if forced { sync(self.shared) } else { Ok(()) }),
@@ -247,7 +255,13 @@ impl Connection<'_> {
         }
         let data = self.filled + REPLY_BYTES;
         let (mut got, mut error) = (0, 0);
-        while got < len {
+        if let Some(volatile) = &self.shared.volatile {
+            match volatile.read(&self.shared.file, &mut self.output.bytes_mut()[data..data + len], request.offset) {
+                Ok(()) => got = len,
+                Err(why) => error = error_of(why.raw_os_error().unwrap_or(libc::EIO)),
+            }
+        }
+        while got < len && error == 0 {
             let room = &mut self.output.bytes_mut()[data + got..data + len];
             match rustix::io::pread(&self.shared.file, room, request.offset + got as u64) {
                 Ok(0) => {
@@ -271,6 +285,9 @@ impl Connection<'_> {
     }
 
     fn write(&self, mut data: &[u8], mut offset: u64, forced: bool) -> io::Result<()> {
+        if let Some(volatile) = &self.shared.volatile {
+            return volatile.write(&self.shared.file, data, offset, forced, self.shared.size_bytes);
+        }
         let durability = if forced { Durability::Forced } else { Durability::Plain };
         while !data.is_empty() {
             let count = write_once(&self.shared.file, &[IoSlice::new(data)], offset, durability)?;
@@ -284,7 +301,9 @@ impl Connection<'_> {
     fn zero(&self, request: &Request) -> io::Result<()> {
         let (offset, len) = (request.offset, u64::from(request.len));
         let file = &self.shared.file;
-        let result = if request.flags & cmd::FLAG_NO_HOLE != 0 {
+        let result = if self.shared.volatile.is_some() {
+            Err(Errno::OPNOTSUPP)
+        } else if request.flags & cmd::FLAG_NO_HOLE != 0 {
             zero_range(file, offset, len)
         } else {
             punch(file, offset, len).or_else(|error| if is_unsupported(error) { zero_range(file, offset, len) } else { Err(error) })
@@ -306,6 +325,9 @@ impl Connection<'_> {
 }
 
 fn sync(shared: &Shared) -> io::Result<()> {
+    if let Some(volatile) = &shared.volatile {
+        return volatile.flush(&shared.file, shared.size_bytes);
+    }
     loop {
         match rustix::fs::fdatasync(&shared.file) {
             Err(Errno::INTR) => {}

@@ -2,7 +2,7 @@
 //!
 //! Two ways in, same words: a Unix socket on the server's machine (mode 0600), and the private NBD option `LUNA` for hosts
 //! that reach the server over the network only. A line is bounded before it is read. An answer that begins with `ok` was
-//! done; one that begins with `error` was not.
+//! done; one that begins with `error` was not. For tests there is `power-cut SEED`, over the socket only (see `volatile`).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -17,8 +17,8 @@ pub(super) const LINE_MAX: usize = 512;
 /// A fence waits for running requests; whoever asks waits a little longer than that.
 const PATIENCE: Duration = Duration::from_secs(65);
 
-/// Does one command.
-pub(super) fn execute(shared: &Shared, line: &str) -> Result<String> {
+/// Does one command; `local`: it came over the socket on this machine.
+pub(super) fn execute(shared: &Shared, line: &str, local: bool) -> Result<String> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     match words.as_slice() {
         ["ping"] => Ok("ok pong".into()),
@@ -26,6 +26,10 @@ pub(super) fn execute(shared: &Shared, line: &str) -> Result<String> {
         ["fence", name, incarnation] => {
             let incarnation = incarnation.parse().map_err(|_| LunError::Usage(format!("'{incarnation}' is not an incarnation")))?;
             shared.registry.fence(name, incarnation)
+        }
+        ["power-cut", seed] if local => {
+            let seed = seed.parse().map_err(|_| LunError::Usage(format!("'{seed}' is not a seed")))?;
+            shared.power_cut(seed)
         }
         _ => Err(LunError::Usage("commands are: ping, clients, fence NAME INCARNATION".into())),
     }
@@ -57,7 +61,8 @@ pub(super) fn serve(shared: &Shared, stream: &UnixStream) {
             }
             Err(_) => return,
         }
-        let answer = match std::str::from_utf8(&line).map_err(|_| LunError::Usage("not text".into())).and_then(|l| execute(shared, l)) {
+        let answer = match std::str::from_utf8(&line).map_err(|_| LunError::Usage("not text".into())).and_then(|l| execute(shared, l, true))
+        {
             Ok(text) => text,
             Err(error) => format!("error {error}"),
         };

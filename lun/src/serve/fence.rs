@@ -62,6 +62,8 @@ struct State {
     clients: BTreeMap<u64, Client>,
     next: u64,
     closed: bool,
+    /// There is no power: nobody is let in for the moment.
+    dark: bool,
 }
 
 /// The connections and the fences.
@@ -112,7 +114,7 @@ impl Registry {
     /// Lets a connection in, or says why not.
     pub(super) fn enter(&self, identity: Option<Identity>, stream: &Arc<Stream>) -> std::result::Result<Ticket<'_>, String> {
         let mut state = self.state.lock();
-        if state.closed {
+        if state.closed || state.dark {
             return Err("the server stops".into());
         }
         if let Some(identity) = &identity {
@@ -203,6 +205,26 @@ impl Registry {
             client.cut.store(true, Ordering::SeqCst);
             client.stream.shutdown();
         }
+    }
+
+    /// Cuts every connection, waits until nothing of them runs any more, and does this before another one is let in.
+    pub(super) fn without_clients<T>(&self, work: impl FnOnce() -> io::Result<T>) -> Result<T> {
+        let mut state = self.state.lock();
+        state.dark = true;
+        for client in state.clients.values() {
+            client.cut.store(true, Ordering::SeqCst);
+            client.stream.shutdown();
+        }
+        let deadline = Instant::now() + DRAIN;
+        let timed_out = |state: &mut _| self.left.wait_until(state, deadline).timed_out();
+        while !state.clients.is_empty() && !timed_out(&mut state) {}
+        let done = if state.clients.is_empty() {
+            work().map_err(|error| LunError::io("power cut", 0, error))
+        } else {
+            Err(LunError::Refused(format!("a request still runs after {} s", DRAIN.as_secs())))
+        };
+        state.dark = false;
+        done
     }
 
     /// One line per connection.

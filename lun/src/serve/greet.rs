@@ -101,11 +101,11 @@ impl Greeting<'_> {
                 },
             };
             return match answer {
-                Ok(()) => self.reply(option, rep::ACK, self.shared.instance.as_bytes()),
+                Ok(()) => self.reply(option, rep::ACK, self.shared.instance().as_bytes()),
                 Err(why) => self.reply(option, rep::ERR_POLICY, why.as_bytes()),
             };
         }
-        match control::execute(self.shared, line) {
+        match control::execute(self.shared, line, false) {
             Ok(text) => self.reply(option, rep::ACK, text.as_bytes()),
             Err(error) => self.reply(option, rep::ERR_INVALID, error.to_string().as_bytes()),
         }

@@ -36,9 +36,11 @@ mod conn;
 mod control;
 mod fence;
 mod greet;
+mod volatile;
 
 pub use control::{client_fence, control_command};
 use fence::Registry;
+use volatile::Volatile;
 
 /// How often a waiting thread looks whether the server stops.
 const TURN: Duration = Duration::from_millis(100);
@@ -73,6 +75,8 @@ pub struct ServeOptions {
     pub max_connections: usize,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
+    /// For tests: keep plain writes of at most so many MiB in memory until a flush, so that `power-cut SEED` can lose them.
+    pub power_cut_cache: Option<u64>,
 }
 
 impl ServeOptions {
@@ -88,6 +92,7 @@ impl ServeOptions {
             fence_file: None,
             max_connections: 1024,
             handshake_timeout: Duration::from_secs(10),
+            power_cut_cache: None,
         }
     }
 }
@@ -101,10 +106,30 @@ struct Shared {
     /// The same for as long as this machine's page cache holds what was written to this file.
     instance: String,
     registry: Registry,
+    volatile: Option<Volatile>,
     stop: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     open: AtomicUsize,
     handshake_timeout: Duration,
+}
+
+impl Shared {
+    /// See the field: what was lost with the volatile cache makes it another one.
+    fn instance(&self) -> String {
+        match self.volatile.as_ref().map_or(0, Volatile::cuts) {
+            0 => self.instance.clone(),
+            cuts => format!("{} cuts={cuts}", self.instance),
+        }
+    }
+
+    /// Loses power, as far as clients can tell: all are cut off, and of what was not flushed anything may be left.
+    fn power_cut(&self, seed: u64) -> Result<String> {
+        let Some(volatile) = &self.volatile else {
+            return Err(LunError::Usage("there is nothing to lose: the server was not started with --power-cut-cache".into()));
+        };
+        let (all, lost) = self.registry.without_clients(|| volatile.lose_power(&self.file, seed, self.size_bytes))?;
+        Ok(format!("ok power cut: {all} blocks were not flushed, {lost} of them lost something"))
+    }
 }
 
 /// A running server.
@@ -162,6 +187,7 @@ pub fn start(options: ServeOptions) -> Result<Server> {
         export: options.export,
         instance,
         registry,
+        volatile: options.power_cut_cache.map(Volatile::new),
         stop: AtomicBool::new(false),
         threads: Mutex::new(Vec::new()),
         open: AtomicUsize::new(0),
@@ -202,6 +228,11 @@ impl Server {
         self.shared.registry.fence(name, incarnation)
     }
 
+    /// Loses power, see [`ServeOptions::power_cut_cache`].
+    pub fn power_cut(&self, seed: u64) -> Result<String> {
+        self.shared.power_cut(seed)
+    }
+
     /// Closes everything: no new connections, open ones are cut, running requests end.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::SeqCst);
@@ -212,6 +243,10 @@ impl Server {
     pub fn join(&self) {
         if let Some(thread) = self.accepting.lock().take() {
             let _ = thread.join();
+            // an orderly end loses nothing
+            if let Some(Err(error)) = self.shared.volatile.as_ref().map(|v| v.flush(&self.shared.file, self.shared.size_bytes)) {
+                tracing::error!(%error, "the volatile cache could not be written");
+            }
             for path in &self.sockets {
                 let _ = std::fs::remove_file(path);
             }

@@ -20,6 +20,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     options.create_bytes = args.create;
     options.read_only = args.read_only;
     options.control = args.control.clone();
+    options.power_cut_cache = args.power_cut_cache;
     let server = luna_lun::serve::start(options).with_context(|| format!("cannot serve {}", args.file.display()))?;
     let server = Arc::new(server);
     println!("listening on {}", server.spec());
