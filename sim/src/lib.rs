@@ -5,9 +5,10 @@
 //! LUN, the LUN itself. A run has two phases: faults of all kinds, in which nothing unsafe may happen; then everything is healed
 //! and must get on ([`run`]). The same [`Setup`] gives the same run, bit for bit ([`Report::trace`]).
 //!
-//! There are two worlds. In that of *locks* a small stand-in takes locks and changes counters: fast, for the protocols. In that of
+//! There are three worlds. In that of *locks* a small stand-in takes locks and changes counters: fast, for the protocols. In that of
 //! *files* each host has the production lock cache, volume, data path and journal, guests that use them, and replays that are
-//! real; an oracle knows what they were promised.
+//! real; an oracle knows what they were promised. In that of [`crash`]es short
+//! workloads run once, and every state that a crash may leave of them is recovered and judged.
 //!
 //! | part | here |
 //! |---|---|
@@ -15,6 +16,7 @@
 //! | TCP, mail | `net`; cluster blocks of the LUN | `lun`; faults | `faults` |
 //! | world of locks | `user`, `jobs`; properties | `check/` |
 //! | world of files | `fsw/` |
+//! | world of crashes | [`crash`] |
 //! | how things grow up to 64 hosts | [`scale`] |
 //!
 //! What it does not run: `PosixClient` and byte-range locks, the kernel's page cache, the bytes of mail blocks, `peers` itself (its
@@ -22,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+pub mod crash;
 mod faults;
 mod fsw;
 mod host;
@@ -73,11 +76,15 @@ pub enum Broken {
     LeavesTheJournalDirty,
     /// Freed blocks are handed out before the transaction that freed them is durable.
     ReusesFreedBlocksAtOnce,
+    /// Metadata goes home before its record is in the journal; crashes only.
+    WritesHomeBeforeTheRecord,
+    /// A record is written though the data that it makes reachable is not durable; crashes only.
+    RecordsBeforeTheirData,
 }
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::DropsEarlyLockMessages,
         Self::DeliversTwice,
         Self::WritesThroughAShutGate,
@@ -95,6 +102,8 @@ impl Broken {
         Self::LeavesTornBlocks,
         Self::LeavesTheJournalDirty,
         Self::ReusesFreedBlocksAtOnce,
+        Self::WritesHomeBeforeTheRecord,
+        Self::RecordsBeforeTheirData,
     ];
 }
 

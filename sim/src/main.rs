@@ -1,5 +1,7 @@
 //! `luna-sim`: runs seeds and says what they were. The seed comes first and last, so that a run that hangs or dies names it.
 
+mod explore;
+
 use clap::Parser;
 use luna_sim::{Broken, Report, Setup, Stats, run};
 
@@ -36,6 +38,8 @@ struct Args {
     /// What is run: only locks, or the production file system too.
     #[arg(long, value_enum, default_value_t = Which::Both)]
     world: Which,
+    #[command(flatten)]
+    crash: explore::Crash,
 }
 
 /// Worlds.
@@ -43,6 +47,7 @@ struct Args {
 enum Which {
     Locks,
     Fs,
+    Crash,
     Both,
 }
 
@@ -50,6 +55,10 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if args.scale {
         return scale(&args);
+    }
+    if args.world == Which::Crash {
+        let hosts = args.hosts.first().copied().unwrap_or(1);
+        return explore::run(&args.crash, usize::from(hosts), args.seed.unwrap_or(1), broken(&args)?);
     }
     let first = args.seed.unwrap_or_else(|| fastrand::u64(0..1 << 32));
     println!("seeds {first}..{}", first + args.seeds);
@@ -63,12 +72,18 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The rule to take away.
+fn broken(args: &Args) -> anyhow::Result<Option<Broken>> {
+    let broken = args.broken.as_ref().and_then(|b| Broken::ALL.into_iter().find(|x| format!("{x:?}") == *b));
+    anyhow::ensure!(broken.is_some() == args.broken.is_some(), "rules that can be taken away: {:?}", Broken::ALL);
+    Ok(broken)
+}
+
 /// All seeds of one world.
 fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()> {
     let begun = std::time::Instant::now();
     let hosts = args.hosts.first().copied().unwrap_or(0);
-    let broken = args.broken.as_ref().and_then(|b| Broken::ALL.into_iter().find(|x| format!("{x:?}") == *b));
-    anyhow::ensure!(broken.is_some() == args.broken.is_some(), "rules that can be taken away: {:?}", Broken::ALL);
+    let broken = broken(args)?;
     let mut noticed = 0;
     let mut sum = Report::default();
     for seed in first..first + args.seeds {

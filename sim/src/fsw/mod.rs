@@ -16,7 +16,7 @@ pub(crate) mod end;
 pub(crate) mod guest;
 pub(crate) mod machine;
 pub(crate) mod medium;
-mod mutant;
+pub(crate) mod mutant;
 pub(crate) mod oracle;
 pub(crate) mod side;
 

@@ -4,7 +4,6 @@
 //! host's own door. Not here: the rules that are taken away elsewhere (the door, the fence, the router's words).
 
 use super::VOLUME;
-use super::door::Door;
 use super::machine::{Machine, Said};
 use crate::Broken;
 use luna_dlm::{Hooks, Mode, Name, ValueBlock};
@@ -51,7 +50,7 @@ impl Hooks for Told {
 }
 
 /// The LUN as a replay sees it.
-pub(super) fn replay_disk(door: Arc<Door>, header: BlockNo, broken: Option<Broken>) -> Arc<dyn Disk> {
+pub(crate) fn replay_disk(door: Arc<dyn Disk>, header: BlockNo, broken: Option<Broken>) -> Arc<dyn Disk> {
     match broken {
         Some(b @ (Broken::ReplaysWithoutVersions | Broken::LeavesTornBlocks | Broken::LeavesTheJournalDirty)) => {
             Arc::new(Bent { door, header, broken: b })
@@ -61,7 +60,7 @@ pub(super) fn replay_disk(door: Arc<Door>, header: BlockNo, broken: Option<Broke
 }
 
 struct Bent {
-    door: Arc<Door>,
+    door: Arc<dyn Disk>,
     header: BlockNo,
     broken: Broken,
 }
