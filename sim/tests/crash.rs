@@ -48,19 +48,19 @@ fn one_operation_on_one_host() {
 
 #[test]
 fn two_operations_on_one_host() {
-    let c = hold(short(2, 1, 60));
-    assert!(c.workloads > 15 && c.states.iter().all(|n| *n > 100), "too quiet: {c:?}");
+    let c = hold(short(2, 1, 30));
+    assert!(c.workloads > 8 && c.states.iter().all(|n| *n > 50), "too quiet: {c:?}");
 }
 
 #[test]
 fn two_operations_on_two_hosts() {
-    let c = hold(short(2, 2, 60));
-    assert!(c.workloads > 5 && c.deaths > 100, "too quiet: {c:?}");
+    let c = hold(short(2, 2, 24));
+    assert!(c.workloads > 3 && c.deaths > 50, "too quiet: {c:?}");
 }
 
 #[test]
 fn two_operations_where_next_to_nothing_is_free() {
-    let c = hold(Setup { full: true, ..short(2, 1, 40) });
+    let c = hold(Setup { full: true, ..short(2, 1, 24) });
     assert!(c.workloads > c.no_space + 5, "too quiet: {c:?}");
 }
 
@@ -82,12 +82,18 @@ fn a_takeover_makes_the_log_durable_before_anything_goes_home() {
     case(2, 2, &[("Truncate(\"A/foo\", 4096)", "File", false), ("Write(\"foo\", 8192, 16384)", "None", false)]);
 }
 
+/// No bug: a truncation that is lost with its block's new bytes, which end where the truncated file did.
+#[test]
+fn bytes_may_run_ahead_of_a_truncation() {
+    case(2, 1, &[("Truncate(\"foo\", 5000)", "None", false), ("Write(\"foo\", 5000, 3000)", "File", false)]);
+}
+
 #[test]
 fn rules_taken_away_are_noticed() {
     let one = short(1, 1, 0);
     noticed(Broken::AnswersBeforeDurable, one);
     assert!(noticed(Broken::WritesHomeBeforeTheRecord, one).contains("fsck"));
-    assert!(noticed(Broken::RecordsBeforeTheirData, one).contains("stale bytes"));
+    assert!(noticed(Broken::RecordsBeforeTheirData, one).contains(" shows "));
     assert!(noticed(Broken::LeavesTornBlocks, one).contains("checksum"));
     assert!(noticed(Broken::LeavesTheJournalDirty, one).contains("dirty"));
     assert!(noticed(Broken::SyncsInWordsOnly, one).contains("no legal set"));

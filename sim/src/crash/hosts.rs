@@ -144,7 +144,7 @@ pub(super) fn replay(disk: &dyn Disk, sb: &Superblock, slots: impl Iterator<Item
             continue;
         }
         let proof = ReplayProof::Fenced(Fenced::attest(slot, head.incarnation, 1));
-        let mut plan = luna_journal::plan(disk, VOLUME, region, slot, proof).map_err(|e| format!("replay: {e}"))?;
+        let mut plan = luna_journal::plan(disk, VOLUME, region, sb.homes(), slot, proof).map_err(|e| format!("replay: {e}"))?;
         // nothing is under way any more: one look is enough
         plan.settle(disk, &mut || false).map_err(|e| format!("replay: {e}"))?;
         records += plan.apply(disk, &|_| false).map_err(|e| format!("replay: {e}"))?.records;

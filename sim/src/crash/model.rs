@@ -14,6 +14,7 @@
 use super::image::{SECTOR, foreign};
 use super::look::{Seen, SeenFile};
 use super::work::{Falloc, Op, Path, bytes, split};
+use luna_format::BLOCK_BYTES;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An object, whatever its names.
@@ -326,7 +327,7 @@ impl Story {
             for (n, part) in found.chunks(SECTOR).enumerate() {
                 let (from, to) = (n * SECTOR, n * SECTOR + part.len());
                 let floor = self.floor(*id, from, to, set, known);
-                if !histories.iter().flatten().any(|h| shows(h, floor, from, part)) {
+                if !histories.iter().flatten().any(|h| shows(h, set, floor, from, part)) {
                     let whose = foreign(part).unwrap_or("bytes that it may not have there");
                     return Err(format!("{path} shows {whose} at {from}: {:02x?}; floor {floor}", &part[..part.len().min(16)]));
                 }
@@ -375,8 +376,13 @@ impl Story {
     }
 }
 
-/// Whether a part at `from` is that of the version which was current after `floor` operations, or of a later one.
-fn shows(versions: &[(usize, Vec<u8>)], floor: usize, from: usize, part: &[u8]) -> bool {
+/// Whether a part at `from` is that of the version which was current after `floor` operations, or of a later one. Bytes may run ahead
+/// of an operation that did not survive: where such a version ends, zeroes were written up to the end of the block.
+fn shows(versions: &[(usize, Vec<u8>)], set: &BTreeSet<usize>, floor: usize, from: usize, part: &[u8]) -> bool {
     let current = versions.iter().rposition(|(i, _)| *i <= floor).unwrap_or(0);
-    versions.iter().skip(current).any(|(_, v)| v.get(from..from + part.len()).is_some_and(|p| p == part))
+    versions.iter().skip(current).any(|(i, v)| {
+        let there = &v[from.min(v.len())..(from + part.len()).min(v.len())];
+        let ahead = *i > 0 && !set.contains(&(i - 1)) && from < v.len().next_multiple_of(BLOCK_BYTES);
+        part.starts_with(there) && (there.len() == part.len() || ahead && part[there.len()..].iter().all(|b| *b == 0))
+    })
 }
