@@ -53,7 +53,9 @@ fn checks_under_load(c: &Cluster, times: usize) -> Result<Vec<(i32, String)>> {
 fn a_check_of_a_mounted_volume_finds_what_is_wrong_and_nothing_else() -> Result {
     let c = Cluster::with("live-check", Setup { bytes: 1 << 30, slots: 4, ..Setup::default() })?;
     fs::create_dir(c.path(0, "shared"))?;
-    (0..3).try_for_each(|n| fs::create_dir(c.path(n, &format!("own{n}"))))?;
+    for (n, h) in c.hosts.iter().enumerate() {
+        fs::create_dir(h.dir.join(format!("own{n}")))?;
+    }
     for (code, text) in checks_under_load(&c, 6)? {
         ensure!(code == 0, "a sound volume: {code} {text}");
         ensure!(!text.contains("a moment later"), "the report stands: {text}");
