@@ -12,6 +12,7 @@ mod cluster;
 mod proc;
 mod server;
 
+pub mod exerciser;
 pub mod io;
 pub mod load;
 pub mod net;

@@ -8,10 +8,15 @@
 //!
 //! `luna-hammer add FILE COUNT`: adds one to the number in FILE, COUNT times, under a POSIX lock.
 //!
+//! `luna-hammer exercise SEED OPS whole|BASE SPAN FILE...`: random operations on FILE (a path a mount), or on SPAN bytes of it from BASE.
+//!
 //! `luna-hammer hold flock|process|file FILE`: locks FILE, prints `held`, and sleeps until it is killed.
 
 use anyhow::{Context, Result, bail, ensure};
-use luna_tests::posix;
+use luna_tests::{
+    exerciser::{Plan, exercise},
+    posix,
+};
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
@@ -28,6 +33,12 @@ fn main() -> Result<()> {
         ["append", file, id, count] => append(Path::new(file), id, count.parse()?),
         ["add", file, count] => add(Path::new(file), count.parse()?),
         ["hold", kind, file] => hold(kind, Path::new(file)),
+        ["exercise", seed, ops, base, span, ref files @ ..] => {
+            let base = if base == "whole" { None } else { Some(base.parse()?) };
+            let whole = Plan::whole(seed.parse()?, ops.parse()?);
+            let plan = base.map_or(Ok(whole.clone()), |base| span.parse().map(|span| Plan { base, span, fixed: true, ..whole }))?;
+            exercise(&plan, &files.iter().map(Into::into).collect::<Vec<_>>())
+        }
         _ => bail!("names DIR ID OPS SEED | append FILE ID COUNT | add FILE COUNT | hold flock|process|file FILE"),
     }
 }
