@@ -18,6 +18,7 @@ pub mod load;
 pub mod net;
 pub mod posix;
 pub mod proxy;
+pub mod soak;
 
 pub use cluster::{Cluster, Host, Rescue, Setup};
 pub use proc::{Output, have, run, run_in, tool, wait_until};

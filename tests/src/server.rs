@@ -132,6 +132,11 @@ impl Server {
         Ok(said.trim_end().to_owned())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
     /// Kills it, as a power cut of the target would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
