@@ -351,9 +351,9 @@ impl Core {
             Input::ReadDone { token, result } => self.read_done(token, result, out),
             Input::WriteDone { token, result } => self.write_done(token, result, out),
             Input::Message { from, msg } => self.message(from, msg, out),
-            Input::PeerLink { slot, up } if slot < self.cfg.area.slots => {
-                self.watch.link(slot, up, self.now);
-                if !up {
+            Input::PeerLink { slot, now } if slot < self.cfg.area.slots => {
+                self.watch.link(slot, now, self.now);
+                if now == LinkNow::Reset {
                     self.next_beats_read = self.next_beats_read.min(self.now + self.cfg.timing.beat_ms / 4);
                 }
             }

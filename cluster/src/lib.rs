@@ -46,4 +46,4 @@ mod types;
 mod watch;
 
 pub use crate::core::Core;
-pub use types::{Area, Config, Dead, FenceMethod, Gate, Input, Member, Ms, Msg, Output, Timing, Token, View};
+pub use types::{Area, Config, Dead, FenceMethod, Gate, Input, LinkNow, Member, Ms, Msg, Output, Timing, Token, View};

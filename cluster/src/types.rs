@@ -188,6 +188,17 @@ pub enum Msg {
 /// Number by which an answer is matched to a request.
 pub type Token = u64;
 
+/// How the link to a slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkNow {
+    /// It is there.
+    Up,
+    /// The other end let it go: its process died, or a kernel says that nobody is there.
+    Reset,
+    /// This end gave it up, because nothing came for too long. That says nothing about the process: a stopped one looks like that.
+    GivenUp,
+}
+
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -216,12 +227,12 @@ pub enum Input {
         /// What it says.
         msg: Msg,
     },
-    /// The link to a slot came up, or was reset.
+    /// The link to a slot came up, or ended.
     PeerLink {
         /// The slot.
         slot: Slot,
-        /// Up, or reset.
-        up: bool,
+        /// How it is now.
+        now: LinkNow,
     },
     /// Somebody says that the log grew.
     Nudge,

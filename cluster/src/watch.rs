@@ -3,7 +3,7 @@
 //! Invariant: silence is counted only up to the last *successful* read of the beats, so a host that cannot read suspects nobody;
 //! and from the moment a change was seen, which is never before it was written. Not here: decisions.
 
-use crate::types::{Area, Ms, Timing};
+use crate::types::{Area, LinkNow, Ms, Timing};
 use luna_format::cluster::{BEAT_JOINING, BEAT_LEAVING, BEAT_MEMBER, Beat, read_beat};
 use luna_format::{Block, Incarnation, Slot};
 use std::collections::BTreeMap;
@@ -114,13 +114,18 @@ impl Watch {
         }
     }
 
-    pub(crate) fn link(&mut self, s: Slot, up: bool, now: Ms) {
-        if up {
-            self.reset.remove(&s);
-            self.up |= 1 << s;
-        } else {
-            self.reset.entry(s).or_insert(now);
-            self.up &= !(1 << s);
+    /// A link that this host gave up itself is down, and no ground for suspicion: only a reset is.
+    pub(crate) fn link(&mut self, s: Slot, is: LinkNow, now: Ms) {
+        match is {
+            LinkNow::Up => {
+                self.reset.remove(&s);
+                self.up |= 1 << s;
+            }
+            LinkNow::Reset => {
+                self.reset.entry(s).or_insert(now);
+                self.up &= !(1 << s);
+            }
+            LinkNow::GivenUp => self.up &= !(1 << s),
         }
     }
 
@@ -166,9 +171,26 @@ mod tests {
     #[test]
     fn the_highest_slot_has_its_bit() {
         let mut w = Watch::default();
-        (0..luna_format::MAX_SLOTS).for_each(|s| w.link(s, true, 1));
+        (0..luna_format::MAX_SLOTS).for_each(|s| w.link(s, LinkNow::Up, 1));
         assert_eq!(w.connectivity(), u64::MAX);
-        w.link(luna_format::MAX_SLOTS - 1, false, 2);
+        w.link(luna_format::MAX_SLOTS - 1, LinkNow::Reset, 2);
         assert_eq!(w.connectivity(), u64::MAX >> 1);
+    }
+
+    /// A process that is stopped answers nothing, and its peers give their links up; it has the whole lease to come back.
+    #[test]
+    fn a_link_given_up_is_no_ground_for_suspicion() {
+        let t = Timing::default();
+        for (is, after) in [(LinkNow::GivenUp, t.lease_ms), (LinkNow::Reset, 2 * t.beat_ms + t.beat_ms / 2)] {
+            let mut w = Watch::default();
+            w.seen.insert(3, Seen { beat: None, changed_ms: 0, owner_ms: 0, moved: false });
+            w.link(3, LinkNow::Up, 0);
+            w.link(3, is, 1);
+            assert_eq!(w.connectivity(), 0);
+            w.read_ms = after - 1;
+            assert_eq!(w.suspicion(3, &t), None, "{is:?}");
+            w.read_ms = after;
+            assert!(w.suspicion(3, &t).is_some(), "{is:?}");
+        }
     }
 }

@@ -52,13 +52,21 @@ pub struct Conn {
     out: Mutex<Outbox>,
     more: Condvar,
     closed: AtomicBool,
+    /// This end closed it, and the other end is not known to have.
+    given_up: AtomicBool,
 }
 
 impl Conn {
     /// Takes a tuned socket after its handshake.
     pub fn new(stream: TcpStream, seal: Sealer) -> Arc<Self> {
         let out = Outbox { seal, plain: Vec::new(), backlog: Vec::new(), writing: 0 };
-        Arc::new(Self { stream, out: Mutex::new(out), more: Condvar::new(), closed: AtomicBool::new(false) })
+        Arc::new(Self {
+            stream,
+            out: Mutex::new(out),
+            more: Condvar::new(),
+            closed: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+        })
     }
 
     /// Starts the writer thread.
@@ -111,6 +119,7 @@ impl Conn {
             }
         }
         if backlog.len() + *writing > MAX_BACKLOG {
+            self.given_up.store(true, Ordering::Release);
             return false;
         }
         if !backlog.is_empty() {
@@ -137,13 +146,27 @@ impl Conn {
                 std::mem::swap(&mut chunk, &mut out.backlog);
                 out.writing = chunk.len();
             }
-            if (&self.stream).write_all(&chunk).is_err() {
-                return self.close();
+            if let Err(e) = (&self.stream).write_all(&chunk) {
+                let late = matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                return if late { self.give_up() } else { self.close() };
             }
             if chunk.capacity() > KEPT {
                 chunk = Vec::new();
             }
         }
+    }
+
+    /// Ends the connection, because the other end was silent for too long or makes no sense.
+    pub fn give_up(&self) {
+        if !self.is_closed() {
+            self.given_up.store(true, Ordering::Release);
+        }
+        self.close();
+    }
+
+    /// Whether it ended by the other end's doing.
+    pub fn was_reset(&self) -> bool {
+        !self.given_up.load(Ordering::Acquire)
     }
 
     /// Ends the connection.

@@ -10,7 +10,7 @@ pub use crate::router::{DiskJob, In, Notice};
 use crate::router::{Out, Router};
 use crate::wire;
 use crossbeam_channel::Sender;
-use luna_cluster as cluster;
+use luna_cluster::{self as cluster, LinkNow};
 use luna_dlm as dlm;
 use luna_dlm::{LockCache, PosixClient};
 use luna_format::{Incarnation, Slot};
@@ -227,8 +227,8 @@ impl Events for Host {
         self.queue(In::Deliver(from, incarnation, payload));
     }
 
-    fn link(&self, slot: Slot, _: Incarnation, up: bool) {
-        self.queue(In::Cluster(cluster::Input::PeerLink { slot, up }));
+    fn link(&self, slot: Slot, _: Incarnation, now: LinkNow) {
+        self.queue(In::Cluster(cluster::Input::PeerLink { slot, now }));
     }
 
     fn stranger(&self, _: Slot) {

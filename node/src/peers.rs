@@ -15,6 +15,7 @@ use crate::link::{Arrival, Link};
 use crate::noise::{self, Keys, LinkKey, Opener, Shaken};
 use crate::refusal::{Reason, Refusals, Refused};
 use crate::wire::{self, Frame, FrameRef, Hello, MAX_PAYLOAD, WIRE_VERSION};
+use luna_cluster::LinkNow;
 use luna_format::{Incarnation, Slot};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ pub trait Events: Send + Sync {
     /// A message, in order.
     fn deliver(&self, from: Slot, incarnation: Incarnation, payload: Vec<u8>);
     /// A connection came up, or the last one to this peer went down.
-    fn link(&self, slot: Slot, incarnation: Incarnation, up: bool);
+    fn link(&self, slot: Slot, incarnation: Incarnation, now: LinkNow);
     /// Somebody called whose beat is not known, and waits: there may be news on the LUN.
     fn stranger(&self, slot: Slot);
     /// A message of a host that has no slot yet.
@@ -441,7 +442,7 @@ impl Peers {
         p.sent = p.heard;
         p.conns.push(Arc::clone(conn));
         if p.conns.len() == 1 {
-            self.events.link(theirs.slot, theirs.incarnation, true);
+            self.events.link(theirs.slot, theirs.incarnation, LinkNow::Up);
         }
         drop(table);
         self.events.kick();
@@ -469,6 +470,9 @@ impl Peers {
 
     fn serve(&self, theirs: &Hello, conn: &Arc<Conn>, open: &mut Opener) {
         let ended = conn.read_loop(open, |f| self.frame(theirs, conn, f));
+        if ended.as_ref().is_err_and(|e| !ended_by_peer(e)) {
+            conn.give_up();
+        }
         tracing::debug!(slot = theirs.slot, ended = ?ended.as_ref().err(), "a peer's connection ended");
         if let Err(r) = ended.or_else(told) {
             self.counters.refused.note(&r, &format_args!("slot {} incarnation {}", theirs.slot, theirs.incarnation));
@@ -485,7 +489,7 @@ impl Peers {
             if p.conns.is_empty() {
                 p.down_since = Instant::now();
                 p.dial_at = p.down_since;
-                self.events.link(slot, incarnation, false);
+                self.events.link(slot, incarnation, if conn.was_reset() { LinkNow::Reset } else { LinkNow::GivenUp });
             }
         }
         drop(table);
@@ -560,6 +564,12 @@ fn upsert(table: &mut Table, slot: Slot, incarnation: Incarnation) -> &mut Peer 
     })
 }
 
+/// Whether the other end ended a connection, by its kernel at least; a time that ran out or bytes that make no sense are this end's decision.
+fn ended_by_peer(e: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(e.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe)
+}
+
 /// Acknowledges, keeps alive and sends again on a live connection.
 fn upkeep(p: &mut Peer, c: &Arc<Conn>, now: Instant) {
     if p.link.ack_due() > 0 || now.duration_since(p.sent) > KEEPALIVE {
@@ -578,6 +588,20 @@ fn upkeep(p: &mut Peer, c: &Arc<Conn>, now: Instant) {
         }
     }
     if now.duration_since(p.heard) > KEEPALIVE * 4 {
-        c.close();
+        // stopped perhaps, and not dead: that is for its beats to say
+        c.give_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind::{ConnectionReset, InvalidData, TimedOut, UnexpectedEof};
+
+    /// Who hangs up has died; who says nothing may be stopped. (The whole way: `tests/tests/faults.rs`, a stop shorter than the lease.)
+    #[test]
+    fn silence_is_not_a_reset() {
+        assert_eq!([ConnectionReset, UnexpectedEof].map(|k| ended_by_peer(&k.into())), [true; 2]);
+        assert_eq!([TimedOut, InvalidData].map(|k| ended_by_peer(&k.into())), [false; 2]);
     }
 }

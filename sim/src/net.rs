@@ -9,7 +9,7 @@
 use crate::Broken;
 use crate::host::Process;
 use crate::world::{Event, Fallible, World};
-use luna_cluster::Input;
+use luna_cluster::{Input, LinkNow};
 use luna_node::link::{Arrival, Link};
 use luna_node::router::In;
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,7 +158,8 @@ impl World {
         if peer.conns.is_empty() {
             (peer.down_since, peer.dial_at) = (now, now);
             let slot = *slot;
-            return self.input(i, In::Cluster(Input::PeerLink { slot, up: false }));
+            // whoever gave it up: here any end counts as a reset, which the program allows less often
+            return self.input(i, In::Cluster(Input::PeerLink { slot, now: LinkNow::Reset }));
         }
         Ok(())
     }
@@ -244,7 +245,7 @@ impl World {
         closed.into_iter().for_each(|c| self.reset(c));
         again.into_iter().for_each(|n| self.transmit(i, conn, n));
         if first {
-            self.input(i, In::Cluster(Input::PeerLink { slot: peer_is.0, up: true }))?;
+            self.input(i, In::Cluster(Input::PeerLink { slot: peer_is.0, now: LinkNow::Up }))?;
         }
         if stranger { self.input(i, In::Cluster(Input::Nudge)) } else { Ok(()) }
     }

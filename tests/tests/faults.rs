@@ -164,3 +164,25 @@ fn one_hosts_cable_to_the_target_is_pulled() -> Result {
     all_there(&c, &promised)?;
     c.finish()
 }
+
+/// A host is stopped for longer than its links live, and for less than the lease: the others wait for what it holds, nobody is evicted, its
+/// programs see nothing but a pause.
+#[test]
+fn a_stop_shorter_than_the_lease() -> Result {
+    let c = Cluster::new("stop")?;
+    let promised = <[Promised; 3]>::default();
+    let pid = Pid::from_raw(c.noted_pid(2)?).context("a process")?;
+    under_load(&c, &promised, || {
+        kill_process(pid, Signal::STOP)?;
+        std::thread::sleep(Duration::from_millis(6500));
+        kill_process(pid, Signal::CONT)?;
+        promised.iter().try_for_each(|p| goes_on(p, 30))
+    })?;
+    for n in 0..3 {
+        let s = c.status(n)?;
+        ensure!(s["epoch"] == c.status(0)?["epoch"] && s["members"].as_array().is_some_and(|m| m.len() == 3), "host {n}: {s}");
+        ensure!(s["members"].as_array().is_some_and(|m| m.iter().all(|m| m["incarnation"] == 1)), "somebody was evicted: {s}");
+    }
+    all_there(&c, &promised)?;
+    c.finish()
+}

@@ -183,7 +183,7 @@ impl World {
             for j in 0..self.hosts.len() {
                 if j != i {
                     let life = self.hosts[j].life;
-                    let input = Box::new(Input::PeerLink { slot, up: false });
+                    let input = Box::new(Input::PeerLink { slot, now: LinkNow::Reset });
                     self.at(5, Event::Give { host: j, life, input });
                 }
             }
@@ -319,7 +319,7 @@ impl World {
         let life = self.hosts[j].life;
         let late = 1 + self.rng.below(3);
         if let Some((slot, _)) = from {
-            self.at(late, Event::Give { host: j, life, input: Box::new(Input::PeerLink { slot, up: true }) });
+            self.at(late, Event::Give { host: j, life, input: Box::new(Input::PeerLink { slot, now: LinkNow::Up }) });
         }
         self.at(late, Event::Give { host: j, life, input: Box::new(Input::Message { from, msg }) });
     }

@@ -3,6 +3,7 @@
 //! Whatever waits here has a generous bound and says what it waited for. Not here: clusters, the LUN.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+use luna_cluster::LinkNow;
 use luna_format::{Incarnation, Slot, VolumeId};
 use luna_node::noise::{Keys, LinkKey};
 use luna_node::peers::{Events, Peers};
@@ -75,8 +76,8 @@ impl Events for Sink {
         self.got.lock().unwrap().push((from, incarnation, payload));
         self.bell.notify_all();
     }
-    fn link(&self, _: Slot, _: Incarnation, up: bool) {
-        self.ups.fetch_add(u64::from(up), Ordering::SeqCst);
+    fn link(&self, _: Slot, _: Incarnation, now: LinkNow) {
+        self.ups.fetch_add(u64::from(now == LinkNow::Up), Ordering::SeqCst);
     }
     fn stranger(&self, _: Slot) {
         self.strangers.fetch_add(1, Ordering::SeqCst);
