@@ -12,9 +12,12 @@ mod cluster;
 mod proc;
 mod server;
 
+pub mod creds;
+pub mod deviations;
 pub mod exerciser;
 pub mod io;
 pub mod load;
+pub mod matrix;
 pub mod net;
 pub mod posix;
 pub mod proxy;

@@ -1,4 +1,4 @@
-//! The soak by hand: `luna-soak --hours H [--seed S] [--check-minutes M]`, or `luna-soak --short`.
+//! The soak by hand: `luna-soak --hours H [--seed S] [--check-minutes M] [--calm SECONDS]`, or `luna-soak --short`.
 //!
 //! A line for each fault and each minute, then the report as JSON, then one line with the verdict. Exit status 0 only when everything held.
 //! `luna-soak worker KIND ID SEED` is what it starts itself.
@@ -14,8 +14,13 @@ fn main() -> Result<ExitCode> {
         work(kind, id.parse()?, seed.parse()?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut options =
-        Options { time: None, seed: fastrand::u64(..1_000_000), program: this_program()?, check_every: Duration::from_secs(1800) };
+    let mut options = Options {
+        time: None,
+        seed: fastrand::u64(..1_000_000),
+        program: this_program()?,
+        check_every: Duration::from_secs(1800),
+        calm: Duration::from_secs(20),
+    };
     let mut said = false;
     let mut rest = &words[..];
     while let [name, tail @ ..] = rest {
@@ -33,7 +38,11 @@ fn main() -> Result<ExitCode> {
                 options.check_every = Duration::try_from_secs_f64(value.parse::<f64>()? * 60.0)?;
                 tail
             }
-            _ => bail!("--hours H | --short, --seed S, --check-minutes M; not {name}"),
+            ("--calm", [value, tail @ ..]) => {
+                options.calm = Duration::try_from_secs_f64(value.parse()?)?;
+                tail
+            }
+            _ => bail!("--hours H | --short, --seed S, --check-minutes M, --calm SECONDS; not {name}"),
         };
         said |= matches!(*name, "--short" | "--hours");
     }

@@ -18,7 +18,7 @@ mod worker;
 pub use worker::work;
 
 use crate::{Cluster, Result, Setup, proxy::Proxy};
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use faults::Fault;
 use pilot::{Pilot, Where};
 use serde_json::{Value, json};
@@ -43,6 +43,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Time between two checks with everything stopped.
     pub check_every: Duration,
+    /// Longest time between two faults.
+    pub calm: Duration,
 }
 
 /// See the module's text.
@@ -123,7 +125,7 @@ impl Conductor {
         self.goes_on("the start")?;
         match options.time {
             None => [Fault::Move, Fault::CutShort, Fault::Target, Fault::Kill].into_iter().try_for_each(|f| self.suffer(f))?,
-            Some(time) => self.random(time, options.check_every)?,
+            Some(time) => self.random(time, options)?,
         }
         // everything once more, from a host that is not the one it was written on
         for worker in 0..self.pilots.len() {
@@ -137,12 +139,12 @@ impl Conductor {
         Ok(())
     }
 
-    fn random(&mut self, time: Duration, check_every: Duration) -> Result {
+    fn random(&mut self, time: Duration, options: &Options) -> Result {
         let mut checked = Instant::now();
         while self.begun.elapsed() < time {
-            let calm = Duration::from_millis(self.rng.u64(500..20_000));
+            let calm = Duration::from_millis(self.rng.u64(..1000 + options.calm.as_millis() as u64));
             self.let_pass(calm)?;
-            if checked.elapsed() > check_every {
+            if checked.elapsed() > options.check_every {
                 self.offline_check()?;
                 checked = Instant::now();
             }
@@ -223,9 +225,20 @@ impl Conductor {
             if done(self) {
                 return Ok(());
             }
-            let places = || self.pilots.iter().map(|p| format!("{}: {:?}", p.name, p.place)).collect::<Vec<_>>().join(", ");
-            ensure!(begun.elapsed() < limit, "{what}: not within {} s; {}", limit.as_secs(), places());
+            if begun.elapsed() > limit {
+                self.keep_status();
+                let places = self.pilots.iter().map(Pilot::told).collect::<Vec<_>>().join("; ");
+                bail!("{what}: not within {} s; {places}", limit.as_secs());
+            }
             std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What the hosts say of themselves, kept beside their logs: something waits for ever.
+    fn keep_status(&self) {
+        for n in 0..HOSTS {
+            let status = self.cluster.ask_status(n).map_or_else(|e| format!("{e:#}"), |s| format!("{s:#}"));
+            let _ = std::fs::write(self.cluster.dir.join(format!("status-{n}.json")), status);
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
+    time::Instant,
 };
 
 /// Where a worker is.
@@ -35,6 +36,8 @@ pub(super) struct Pilot {
     pub(super) tally: Tally,
     /// How often it arrived somewhere.
     pub(super) arrivals: u64,
+    /// When it last got on.
+    moved: Instant,
     child: Child,
     words: ChildStdin,
     said: Receiver<String>,
@@ -58,7 +61,7 @@ impl Pilot {
             let _ = send.send("bad the process has ended".to_owned());
         });
         let name = format!("{kind} {id}");
-        Ok(Self { name, place: Where::Paused, from: None, tally: Tally::default(), arrivals: 0, child, words, said })
+        Ok(Self { name, place: Where::Paused, from: None, tally: Tally::default(), arrivals: 0, moved: Instant::now(), child, words, said })
     }
 
     /// Sends it to `host`, mounted at `dir`.
@@ -81,7 +84,13 @@ impl Pilot {
         while let Ok(line) = self.said.try_recv() {
             let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
             match (word, &self.place) {
-                ("did", _) => self.tally = read_tally(rest)?,
+                ("did", _) => {
+                    let now = read_tally(rest)?;
+                    if now.ops > self.tally.ops {
+                        self.moved = Instant::now();
+                    }
+                    self.tally = now;
+                }
                 ("at", Where::Going(n)) => {
                     self.place = Where::At(*n);
                     self.from = None;
@@ -93,6 +102,11 @@ impl Pilot {
             }
         }
         Ok(())
+    }
+
+    /// Where it is and how long it has done nothing, for a message.
+    pub(super) fn told(&self) -> String {
+        format!("{}: {:?}, {} s without an operation", self.name, self.place, self.moved.elapsed().as_secs())
     }
 
     /// The hosts whose mounts it may have files open on.

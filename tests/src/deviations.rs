@@ -1,0 +1,70 @@
+//! Where Luna is known not to do what the suites ask, or where a suite cannot be asked, each with its reason: the table behind "Conformance" in
+//! `docs/semantics.md` (a test compares the two).
+//!
+//! Invariant: a case is skipped by nothing else. Not here: how a suite is run.
+
+/// Where cases come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// pjdfstest, the Rust edition.
+    Pjdfstest,
+    /// Our POSIX cases, on one and on two hosts.
+    Posix,
+    /// Every change × every look.
+    Coherence,
+    /// stress-ng's class of file systems.
+    StressNg,
+    /// Locks: held × asked.
+    Locks,
+}
+
+/// One case, or all whose names end or begin with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Deviation {
+    /// Its suite.
+    pub suite: Suite,
+    /// Its name; `*` at an end stands for anything.
+    pub case: &'static str,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl Deviation {
+    /// Whether `name` is meant.
+    pub fn covers(&self, name: &str) -> bool {
+        match (self.case.strip_prefix('*'), self.case.strip_suffix('*')) {
+            (Some(end), _) => name.ends_with(end),
+            (_, Some(begin)) => name.starts_with(begin),
+            _ => name == self.case,
+        }
+    }
+}
+
+/// A row of the table.
+const fn row(suite: Suite, case: &'static str, reason: &'static str) -> Deviation {
+    Deviation { suite, case, reason }
+}
+
+/// All of them.
+pub const ALL: &[Deviation] = &[
+    row(
+        Suite::Coherence,
+        "overwrite O_DIRECT × fstat",
+        "a host that has the file open while another overwrites it through O_DIRECT may show the time of that up to half a minute late",
+    ),
+    row(
+        Suite::Coherence,
+        "zero range × SEEK_HOLE",
+        "blocks that fallocate zeroed are told as a hole, on ext4 as data; lseek(2) leaves it open",
+    ),
+];
+
+/// Those of one suite.
+pub fn of(suite: Suite) -> Vec<Deviation> {
+    ALL.iter().filter(|d| d.suite == suite).copied().collect()
+}
+
+/// Why this case may come out otherwise, if it may.
+pub fn excuse(suite: Suite, name: &str) -> Option<&'static str> {
+    of(suite).iter().find(|d| d.covers(name)).map(|d| d.reason)
+}
