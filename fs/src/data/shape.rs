@@ -122,6 +122,7 @@ impl Fs {
             Ok((next < to).then_some(next))
         });
         match got {
+            Ok(true) if keep || end <= self.look(node, right, 0, 1)?.size => self.touch(node, right, wait),
             Ok(true) => self.grow(node, right, end, keep, wait),
             Ok(false) => Ok(None),
             Err(e) => {
@@ -172,9 +173,14 @@ impl Fs {
                 return Ok(None);
             }
         }
+        self.touch(node, right, wait)
+    }
+
+    /// The file changed now, its size did not.
+    fn touch(&self, node: &Node, right: &Right, wait: Wait) -> Result<Option<()>, FsError> {
         let ran = self.volume.run_given(&right.rights(node), &mut Needs::new(), wait, |tx| {
             let now = tx.now_ns;
-            inode::update(tx, ino, |i| (i.mtime_ns, i.ctime_ns) = (now, now))
+            inode::update(tx, node.ino, |i| (i.mtime_ns, i.ctime_ns) = (now, now))
         })?;
         Ok(matches!(ran, Ran::Done(..)).then_some(()))
     }

@@ -230,6 +230,27 @@ fn empty(fs: &Arc<Fs>, pairs: &[Pair]) {
     }
 }
 
+/// Allocating is a change of the file, also when neither size nor bytes change: ctime and mtime say so, as on a local file system.
+#[test]
+fn allocating_is_told_by_the_times() {
+    let disk: Arc<dyn Disk> = fresh();
+    let fs = mounted(&disk, 1);
+    let f = open(&fs, make(&fs, "f"), libc::O_RDWR);
+    write(&fs, &f, 0, &[1; 20_000]).expect("write");
+    // keep size or not; inside the file, over its end
+    for (mode, at, len) in
+        [(FALLOC_KEEP_SIZE, 0, 4096), (FALLOC_KEEP_SIZE, 16_384, 40_960), (0, 0, 8192), (0, 0, 100_000), (FALLOC_ZERO_RANGE, 0, 4096)]
+    {
+        let times = || fs.run(|tx| op::getattr(tx, f.node.ino)).map(|a| (a.mtime_ns, a.ctime_ns)).expect("stat");
+        let before = times();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        fs.fallocate(&f.node, mode, at, len, Wait::Yes).expect("fallocate");
+        let after = times();
+        assert!(after.0 > before.0 && after.1 > before.1, "{mode} at {at} for {len}: {before:?} {after:?}");
+    }
+    fs.close(f);
+}
+
 /// Threads of one host on one file: whole blocks of one byte each, so that a torn or lost write shows.
 #[test]
 fn threads_share_a_file() {
