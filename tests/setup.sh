@@ -37,6 +37,7 @@ test | bench)
     want fio fio
     want setfattr attr
     want sqlite3 sqlite3
+    want stress-ng stress-ng
     want mkfs.ext4 e2fsprogs
     ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || wanted+=(postgresql)
     ;;
@@ -106,4 +107,9 @@ if [ "$what" = test ] && ! cargo nextest --version >/dev/null 2>&1; then
     say "installing cargo-nextest"
     curl -LsSf https://get.nexte.st/latest/linux | tar zxf - -C "$HOME/.cargo/bin" 2>/dev/null ||
         cargo install cargo-nextest --locked
+fi
+# the POSIX cases that others wrote: Debian has no package of it
+if [ "$what" = test ] && ! have pjdfstest; then
+    say "installing pjdfstest"
+    cargo install pjdfstest --version 0.2.2 --locked -q
 fi

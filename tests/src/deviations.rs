@@ -53,6 +53,17 @@ pub const ALL: &[Deviation] = &[
         "a host that has the file open while another overwrites it through O_DIRECT may show the time of that up to half a minute late",
     ),
     row(
+        Suite::Pjdfstest,
+        "*::erofs_named",
+        "its remount does not quote the source, which has `?` and `=`; asked in `conformance.rs` instead",
+    ),
+    row(Suite::Pjdfstest, "*::erofs_new_file", "the same"),
+    row(Suite::Pjdfstest, "link::link_count_max", "pathconf(3) knows no limit of links for FUSE, so the suite does not try"),
+    row(Suite::StressNg, "bind-mount", "ends at once on every file system in a container: it needs a mount namespace of its own"),
+    row(Suite::StressNg, "binderfs", "a file system of the kernel, not a test of one; not in every kernel"),
+    row(Suite::StressNg, "fiemap", "FUSE does not pass FS_IOC_FIEMAP on; SEEK_HOLE and SEEK_DATA tell the same"),
+    row(Suite::StressNg, "verity", "FS_IOC_ENABLE_VERITY is not supported"),
+    row(
         Suite::Coherence,
         "zero range × SEEK_HOLE",
         "blocks that fallocate zeroed are told as a hole, on ext4 as data; lseek(2) leaves it open",
