@@ -63,6 +63,7 @@ pub const ALL: &[Deviation] = &[
     row(Suite::StressNg, "binderfs", "a file system of the kernel, not a test of one; not in every kernel"),
     row(Suite::StressNg, "fiemap", "FUSE does not pass FS_IOC_FIEMAP on; SEEK_HOLE and SEEK_DATA tell the same"),
     row(Suite::StressNg, "verity", "FS_IOC_ENABLE_VERITY is not supported"),
+    row(Suite::Locks, "flock beside fcntl: *", "both share one space: fuser does not tell which of the two was asked for"),
     row(
         Suite::Coherence,
         "zero range × SEEK_HOLE",

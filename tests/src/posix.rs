@@ -36,6 +36,22 @@ pub fn file_lock(file: &File, mode: Mode, range: Range) -> io::Result<bool> {
     answer(fcntl(file, FcntlArg::F_OFD_SETLK(&spec(mode, range))))
 }
 
+/// Who would be in the way of a lock, as `kind start len`; `free` if nobody. By the open file (`of_file`) or by the process.
+pub fn in_the_way(file: &File, of_file: bool, mode: Mode, range: Range) -> io::Result<String> {
+    let mut asked = spec(mode, range);
+    fcntl(file, if of_file { FcntlArg::F_OFD_GETLK(&mut asked) } else { FcntlArg::F_GETLK(&mut asked) })?;
+    Ok(match i32::from(asked.l_type) {
+        libc::F_UNLCK => "free".into(),
+        kind => format!("{} {} {}", if kind == libc::F_RDLCK { "shared" } else { "exclusive" }, asked.l_start, asked.l_len),
+    })
+}
+
+/// Waits for a lock that belongs to this process.
+pub fn process_lock_wait(file: &File, mode: Mode, range: Range) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_SETLKW(&spec(mode, range)))?;
+    Ok(())
+}
+
 /// A lock that belongs to this process.
 pub fn process_lock(file: &File, mode: Mode, range: Range) -> io::Result<bool> {
     answer(fcntl(file, FcntlArg::F_SETLK(&spec(mode, range))))

@@ -10,6 +10,8 @@
 //!
 //! `luna-hammer exercise SEED OPS whole|BASE SPAN FILE...`: random operations on FILE (a path a mount), or on SPAN bytes of it from BASE.
 //!
+//! `luna-hammer locks FILE`: does what stdin says to FILE, a line each, and prints what came of it: `try|wait|get KIND MODE START LEN`, `reopen`.
+//!
 //! `luna-hammer hold flock|process|file FILE`: locks FILE, prints `held`, and sleeps until it is killed.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -32,6 +34,7 @@ fn main() -> Result<()> {
         ["names", dir, id, ops, seed] => names(Path::new(dir), id, ops.parse()?, seed.parse()?),
         ["append", file, id, count] => append(Path::new(file), id, count.parse()?),
         ["add", file, count] => add(Path::new(file), count.parse()?),
+        ["locks", file] => locks(Path::new(file)),
         ["hold", kind, file] => hold(kind, Path::new(file)),
         ["exercise", seed, ops, base, span, ref files @ ..] => {
             let base = if base == "whole" { None } else { Some(base.parse()?) };
@@ -144,6 +147,49 @@ fn hold(kind: &str, path: &Path) -> Result<()> {
     loop {
         std::thread::park();
     }
+}
+
+/// Locks as told, until stdin ends.
+fn locks(path: &Path) -> Result<()> {
+    let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let mut file = open()?;
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let said = match words[..] {
+            ["reopen"] => {
+                drop(file);
+                file = open()?;
+                "true".to_owned()
+            }
+            [verb, kind, mode, start, len] => match lock(&file, verb, kind, mode, (start.parse()?, len.parse()?)) {
+                Ok(said) => said,
+                Err(e) => luna_tests::matrix::errno_name(&e),
+            },
+            _ => bail!("not understood: {line}"),
+        };
+        println!("{said}");
+    }
+    Ok(())
+}
+
+fn lock(file: &File, verb: &str, kind: &str, mode: &str, range: posix::Range) -> std::io::Result<String> {
+    use rustix::fs::FlockOperation as F;
+    let (how, whole, waited) = match mode {
+        "shared" => (posix::Mode::Shared, F::NonBlockingLockShared, F::LockShared),
+        "exclusive" => (posix::Mode::Exclusive, F::NonBlockingLockExclusive, F::LockExclusive),
+        _ => (posix::Mode::Unlock, F::NonBlockingUnlock, F::Unlock),
+    };
+    let granted = match (verb, kind) {
+        ("get", kind) => return posix::in_the_way(file, kind == "file", how, range),
+        ("try", "flock") => posix::flock(file, whole)?,
+        ("try", "file") => posix::file_lock(file, how, range)?,
+        ("try", _) => posix::process_lock(file, how, range)?,
+        (_, "flock") => posix::flock(file, waited)?,
+        (_, "file") => posix::file_lock_wait(file, how, range).map(|()| true)?,
+        _ => posix::process_lock_wait(file, how, range).map(|()| true)?,
+    };
+    Ok(granted.to_string())
 }
 
 fn number(file: &File) -> Result<u64> {
