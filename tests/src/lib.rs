@@ -12,6 +12,7 @@ mod cluster;
 mod proc;
 mod server;
 
+pub mod cases;
 pub mod creds;
 pub mod deviations;
 pub mod exerciser;
