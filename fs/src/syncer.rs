@@ -114,6 +114,7 @@ fn rounds(fs: &Weak<Fs>, alarm: &Alarm) {
             let theirs = Arc::clone(&fs);
             fs.pool.spawn(move || theirs.drop_pages());
         }
+        fs.drive_forgotten();
         if let Err(e) = fs.round(&mut rounds, begun.elapsed()) {
             tracing::debug!(error = %e, "background round ended early");
         }

@@ -164,6 +164,14 @@ impl Fs {
         }
     }
 
+    /// Goes on with what nobody waits for. A FUSE thread leaves requests under way when the next one is there; the few that fuser answers
+    /// itself (INTERRUPT, and what it does not know) do not bring the thread back to them.
+    pub(crate) fn drive_forgotten(&self) {
+        if let Some(fd) = self.door.get() {
+            self.volume.queue.drive_until(fd.as_fd());
+        }
+    }
+
     fn has_more(&self) -> bool {
         self.door.get().is_some_and(|fd| {
             let mut fds = [PollFd::new(fd, PollFlags::IN)];

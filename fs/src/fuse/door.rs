@@ -17,9 +17,10 @@ use crate::tx::Tx;
 use crate::volume::{Needs, Ran, Wait};
 use crate::xattr;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use luna_dlm::Mode;
 use luna_format::Ino;
@@ -102,6 +103,13 @@ impl Door {
                 });
             }
         }
+        self.fs.drive();
+    }
+
+    /// Answers at once. The thread that came with this request may have left others under way for it, so it must go back to them:
+    /// a write was forgotten for ever when the next request was an opendir that fuser answered by itself.
+    fn at_once(&self, answer: impl FnOnce()) {
+        answer();
         self.fs.drive();
     }
 
@@ -401,7 +409,7 @@ impl Filesystem for Door {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(file) = self.file(fh) else { return reply.error(Errno::EBADF) };
+        let Some(file) = self.file(fh) else { return self.at_once(|| reply.error(Errno::EBADF)) };
         self.fs.read(&file, offset, size, move |got: Result<&[u8], FsError>| match got {
             Ok(bytes) => reply.data(bytes),
             Err(e) => reply.error(errno(&e)),
@@ -423,7 +431,7 @@ impl Filesystem for Door {
     ) {
         let page = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let file = self.file(fh).filter(|f| f.ino() == inside(ino, self.root));
-        let Some(file) = file else { return reply.error(Errno::EBADF) };
+        let Some(file) = file else { return self.at_once(|| reply.error(Errno::EBADF)) };
         let how = WriteHow { page, kill: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
         self.fs.write(&file, offset, data, how, move |got: Result<u32, FsError>| match got {
             Ok(n) => reply.written(n),
@@ -467,7 +475,7 @@ impl Filesystem for Door {
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let Some(file) = self.file(fh) else { return reply.error(Errno::EBADF) };
+        let Some(file) = self.file(fh) else { return self.at_once(|| reply.error(Errno::EBADF)) };
         self.work(
             self.fs.may_block(),
             move |fs, _| fs.sync_node(&file.node, datasync).map(Some),
@@ -476,6 +484,55 @@ impl Filesystem for Door {
                 Err(e) => reply.error(errno(&e)),
             },
         );
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.at_once(|| reply.opened(FileHandle(0), FopenFlags::empty()));
+    }
+
+    fn releasedir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.at_once(|| reply.ok());
+    }
+
+    // What is not here is refused all the same by this file, not by fuser: whoever takes a request keeps the queue moving.
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        self.at_once(|| reply.error(Errno::ENOSYS));
+    }
+
+    fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
+        self.at_once(|| reply.error(Errno::ENOSYS));
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.at_once(|| reply.error(Errno::ENOSYS));
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        self.at_once(|| reply.error(Errno::ENOSYS));
+    }
+
+    fn readdirplus(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: u64, reply: ReplyDirectoryPlus) {
+        self.at_once(|| reply.error(Errno::ENOSYS));
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -572,7 +629,7 @@ impl Filesystem for Door {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
-        let Some(file) = self.file(fh) else { return reply.error(Errno::EBADF) };
+        let Some(file) = self.file(fh) else { return self.at_once(|| reply.error(Errno::EBADF)) };
         let wanted = self.wanted(req, ino, lock_owner, (start, end), typ, pid);
         if typ != libc::F_UNLCK {
             self.owners.note(file.ino(), fh.0, lock_owner.0);
@@ -582,7 +639,7 @@ impl Filesystem for Door {
     }
 
     fn fallocate(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        let Some(file) = self.file(fh) else { return reply.error(Errno::EBADF) };
+        let Some(file) = self.file(fh) else { return self.at_once(|| reply.error(Errno::EBADF)) };
         self.work(
             false,
             move |fs, wait| fs.fallocate(&file.node, mode, offset, length, wait),
@@ -594,9 +651,9 @@ impl Filesystem for Door {
     }
 
     fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let Some(file) = self.file(fh) else { return reply.error(Errno::EBADF) };
+        let Some(file) = self.file(fh) else { return self.at_once(|| reply.error(Errno::EBADF)) };
         let (Ok(offset), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
-            return reply.error(if offset < 0 { Errno::ENXIO } else { Errno::EINVAL });
+            return self.at_once(|| reply.error(if offset < 0 { Errno::ENXIO } else { Errno::EINVAL }));
         };
         self.work(
             self.fs.may_block(),
@@ -621,7 +678,7 @@ impl Filesystem for Door {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (Some(from), Some(to)) = (self.file(fh_in), self.file(fh_out)) else { return reply.error(Errno::EBADF) };
+        let (Some(from), Some(to)) = (self.file(fh_in), self.file(fh_out)) else { return self.at_once(|| reply.error(Errno::EBADF)) };
         self.work(
             false,
             move |fs, _| fs.copy_range((&from, offset_in), (&to, offset_out), len).map(Some),
