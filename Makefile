@@ -6,7 +6,7 @@
 #   make lint     format, clippy, docs; make fix repairs what can be repaired by a machine
 SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
-.PHONY: demo test bench soak model-large fuzz lint fix build deny setup-% install
+.PHONY: demo test bench soak rounds model-large fuzz lint fix build deny setup-% install
 
 setup-%:
 	@tests/setup.sh $*
@@ -44,9 +44,15 @@ bench: setup-bench
 	cargo build --release -p luna -p luna-bench
 	LUNA_BIN=$(CURDIR)/target/release/luna cargo run --release -q -p luna-bench
 
+# Hours of virtual machines, small files and faults on three hosts, everything verified (docs/testing.md). Fractions of an hour are fine.
+HOURS ?= 1
+soak: setup-build
+	cargo build --release --locked -p luna -p luna-tests
+	LUNA_BIN=$(CURDIR)/target/release/luna ./target/release/luna-soak --hours $(HOURS) $(SOAK)
+
 # The tests of real processes again and again, until one fails or ROUNDS are done.
 ROUNDS ?= 20
-soak: setup-test
+rounds: setup-test
 	cargo build --locked -p luna
 	for i in $$(seq $(ROUNDS)); do echo "round $$i"; LUNA_BIN=$(CURDIR)/target/debug/luna cargo nextest run -p luna-tests --locked || exit 1; done
 
