@@ -166,10 +166,12 @@ fn held_and_asked() -> Result {
 #[test]
 fn waits_end() -> Result {
     let c = two_hosts("lockw")?;
-    for (n, asker) in [c.path(0, "f"), c.path(1, "f")].iter().enumerate() {
+    for n in [0, 1] {
         for kind in KINDS {
             for way in ["unlock", "downgrade", "close", "death"] {
-                let mut two = Two::start(&c.path(0, "f"), asker)?;
+                // a file of its own: the end of the last owner is told a moment after it
+                let file = format!("f-{n}-{kind}-{way}");
+                let mut two = Two::start(&c.path(0, &file), &c.path(n, &file))?;
                 let what = format!("asker on host {n}, {kind}, by {way}");
                 ensure!(two.holder.ask(&format!("try {kind} exclusive 0 0"))? == "true", "{what}: the first lock");
                 two.asker.tell(&format!("wait {kind} shared 0 10"))?;
@@ -191,8 +193,9 @@ fn waits_end() -> Result {
 #[test]
 fn a_deadlock_is_told() -> Result {
     let c = two_hosts("lockd")?;
-    for asker in [c.path(0, "f"), c.path(1, "f")] {
-        let mut two = Two::start(&c.path(0, "f"), &asker)?;
+    for n in [0, 1] {
+        let file = format!("f{n}");
+        let mut two = Two::start(&c.path(0, &file), &c.path(n, &file))?;
         ensure!(two.holder.ask("try process exclusive 0 1")? == "true" && two.asker.ask("try process exclusive 1 1")? == "true", "held");
         two.holder.tell("wait process exclusive 1 1")?;
         sleep(Duration::from_millis(100));

@@ -16,7 +16,7 @@ use super::{Conductor, pilot::Where};
 use crate::{Result, tool};
 use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -196,7 +196,12 @@ impl Conductor {
             p.pause()?;
         }
         self.wait_for("all stop", GOES_ON, |s| s.pilots.iter().all(|p| p.place == Where::Paused))?;
-        self.cluster.umount_all()?;
+        // somebody who only looks at the directories of this machine is in the way for a moment
+        let begun = Instant::now();
+        while let Err(e) = self.cluster.umount_all() {
+            ensure!(begun.elapsed() < EVICTION, "{e:#}");
+            std::thread::sleep(Duration::from_millis(500));
+        }
         ensure!((0..self.cluster.hosts.len()).all(|n| !self.cluster.is_mounted(n)), "a host is still mounted");
         Ok(())
     }
