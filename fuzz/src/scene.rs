@@ -283,9 +283,10 @@ fn claim(blocks: &mut Blocks, sb: &Superblock) -> Built<BlockNo> {
     Ok(start + rel)
 }
 
-/// Slots 1 to 3 died as members, slot 0 is one: records, registers, beats and mail that say so.
+/// Slots 1 to 3 died as members, who was in slot 0 left: records, registers, beats and mail that say so.
 fn membership(blocks: &mut Blocks, sb: &Superblock) {
     let (mut r, mut prev) = (Record::genesis(), [0; 16]);
+    r.slots[0].incarnation = 1;
     let steps = [(fc::DECIDE_JOIN, 1), (fc::DECIDE_JOIN, 2), (fc::DECIDE_JOIN, 3), (fc::DECIDE_EVICT, 1), (fc::DECIDE_FENCED, 1)];
     for (n, (kind, slot)) in steps.into_iter().enumerate() {
         (r.index, r.prev) = (n as u64 + 1, prev);

@@ -58,6 +58,11 @@ fn fsck() {
 }
 
 #[test]
+fn repair() {
+    short("repair");
+}
+
+#[test]
 fn mount() {
     short("mount");
 }

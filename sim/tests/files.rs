@@ -73,5 +73,5 @@ fn promises_that_are_not_kept_are_noticed() {
 fn replays_that_go_wrong_are_noticed() {
     assert!(noticed(Broken::ReplaysWithoutVersions, 1, 100).contains("I6"));
     assert!(noticed(Broken::LeavesTheJournalDirty, 1, 100).contains("dirty"));
-    noticed(Broken::LeavesTornBlocks, 1, 100);
+    noticed(Broken::LeavesTornBlocks, 201, 100);
 }

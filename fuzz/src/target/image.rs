@@ -1,8 +1,7 @@
 //! Targets over the whole image: fsck, mount and walk, replay; and mounts of images that are damaged in one area only.
 //!
 //! Each takes a script (`damage`). Invariant of all: an error code or a finding, in bounded time, memory and traffic; the guarding disk and
-//! the machine panic on anything else. Not here: repair. It is the read-only checker that is run; when there is one that repairs, it is
-//! one more function here: damage, repair, and [`check`] must find nothing.
+//! the machine panic on anything else. A repair ends clean or says why not.
 
 use crate::damage::damage;
 use crate::disk::GuardDisk;
@@ -12,6 +11,7 @@ use crate::walk::{Walk, walk};
 use luna_format::Slot;
 use luna_fs::check::{self, CheckOptions, Finding, Summary};
 use luna_fs::mkfs;
+use luna_fs::repair::{self, Event, Level, RepairOptions};
 use luna_journal::{Fenced, ReplayProof};
 use luna_lun::Disk;
 use std::sync::Arc;
@@ -34,6 +34,29 @@ pub fn fsck(script: &[u8]) {
         assert_eq!(said == 0, all.is_empty(), "{summary:?}");
     }
     let _ = check::quick(&disk);
+}
+
+/// A repair of everything, and the look after it: it finds nothing, unless the repair said so.
+pub fn repair(script: &[u8]) {
+    let scene = Scene::get();
+    let disk = scene.disk(damage(scene, Area::All, script));
+    let options = RepairOptions { level: Level::All, now_ns: 1, progress: None };
+    let mut said = 0;
+    let Ok(out) = repair::run(&disk, &options, &mut |e| match e {
+        Event::Found(f) => said += f.to_string().len(),
+        Event::Did(d) => said += d.to_string().len(),
+    }) else {
+        return;
+    };
+    assert!(out.refused.is_some() || out.after.is_clean(), "neither clean nor refused: {:?}", out.after);
+    if out.refused.is_none() {
+        let (after, all) = findings(&disk).expect("a volume that was just repaired can be checked");
+        assert!(after.is_clean(), "{:?}", all.first().map(ToString::to_string));
+        let host = Host::mount(&Arc::new(disk), 0);
+        assert!(host.is_ok(), "a repaired volume cannot be mounted");
+        drop(host.map(Host::unmount));
+    }
+    assert!(said > 0 || out.before.is_clean());
 }
 
 fn mounted(area: Area, script: &[u8]) {

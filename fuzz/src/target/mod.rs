@@ -38,6 +38,7 @@ fn scripts() -> Vec<Vec<u8>> {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "fsck", run: image::fsck, seeds: scripts, short: 60 },
+    Target { name: "repair", run: image::repair, seeds: scripts, short: 30 },
     Target { name: "mount", run: image::mount, seeds: scripts, short: 40 },
     Target { name: "superblock", run: image::superblock, seeds: scripts, short: 40 },
     Target { name: "groups", run: image::groups, seeds: scripts, short: 40 },

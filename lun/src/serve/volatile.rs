@@ -236,7 +236,7 @@ mod tests {
     fn it_holds_no_more_than_it_may() {
         let (v, file) = (Volatile::new(1), file("limit"));
         for n in 0..300 {
-            v.write(&file, &[n as u8 + 1; 4096], (n % 4) * 4096, false, END).unwrap();
+            v.write(&file, &[(n as u8).wrapping_add(1); 4096], (n % 4) * 4096, false, END).unwrap();
         }
         assert!(v.state.lock().contents <= 256);
         v.flush(&file, END).unwrap();
