@@ -73,7 +73,19 @@ impl Volume {
         Ok(frozen)
     }
 
-    /// Waits until this host may change metadata, or nearly so.
+    /// Asks for the right to change metadata and waits for nothing: who may not wait tries again later.
+    pub(crate) fn ask_to_thaw(&self) {
+        if !self.freeze.freezing.load(Ordering::Acquire) {
+            self.locks.want(&names::freeze(), Mode::Pr, Box::new(drop));
+        }
+    }
+
+    /// Waits until this host may change metadata, or nearly so; at once if it may.
+    pub(crate) fn until_thawed(&self) -> Result<(), FsError> {
+        if self.freeze.allows().is_ok() { Ok(()) } else { self.await_thaw() }
+    }
+
+    /// Asks for the right to change metadata and waits for it, or for a moment when it is this host that freezes.
     pub(crate) fn await_thaw(&self) -> Result<(), FsError> {
         if self.freeze.freezing.load(Ordering::Acquire) {
             self.sleep(PAUSE);

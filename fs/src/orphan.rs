@@ -124,6 +124,7 @@ fn alone<T>(vol: &Volume, ino: Ino, mut body: impl FnMut(&mut Tx<'_>) -> Step<T>
         }
         drop(hold);
         vol.run_with(&mut needs, Wait::Yes, |_| Ok(()))?;
+        vol.until_thawed()?;
         vol.sleep(Duration::from_millis(attempt));
     }
     // others want the same rights all the time: the next sweep tries again

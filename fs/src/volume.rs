@@ -248,7 +248,14 @@ impl Volume {
                 Stop::Error(e) => return Err(e),
                 Stop::Block(f) => self.fetch(&f)?,
                 // too long for a thread that others wait for
-                Stop::Zero { .. } | Stop::Journal | Stop::Frozen if wait == Wait::No => return Ok(Ran::WouldWait),
+                Stop::Zero { .. } | Stop::Journal if wait == Wait::No => return Ok(Ran::WouldWait),
+                Stop::Frozen if wait == Wait::No => {
+                    // one mastered on this host is here now
+                    self.ask_to_thaw();
+                    if self.freeze.allows().is_err() {
+                        return Ok(Ran::WouldWait);
+                    }
+                }
                 Stop::Zero { start, len } => self.zero_segment(start, len)?,
                 Stop::Lock(name, _) if given.contains_key(&name) => return Err(FsError::Invalid("the right given is too weak")),
                 Stop::Lock(name, mode) => learn(needs, name, mode),
