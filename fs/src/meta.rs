@@ -8,7 +8,7 @@ use crate::names::{self, Class};
 use luna_dlm::Name;
 use luna_format::{Block, BlockNo, Kind};
 use luna_journal::Sequence;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// A block in the cache.
@@ -60,10 +60,18 @@ pub struct Meta {
     /// Freed while dirty: the last image, and the batches of its oldest and newest unhomed one. It goes home like any other: the log
     /// must hold no image that is newer than home once the group's lock is another host's (the lemma of `docs/recovery.md`).
     ghosts: BTreeMap<BlockNo, (Arc<Block>, Sequence, Sequence)>,
-    fetching: usize,
-    evicted: HashSet<BlockNo>,
+    /// When each read of a block that is under way began.
+    fetching: BTreeSet<u64>,
+    /// When blocks went while something was being read.
+    evicted: HashMap<BlockNo, u64>,
+    /// Counts both.
+    moment: u64,
     tick: u64,
 }
+
+/// A read of a block that is under way.
+#[must_use]
+pub struct Fetching(u64);
 
 impl Meta {
     /// An empty cache of a host that allocates from `home_group` first.
@@ -86,21 +94,27 @@ impl Meta {
     }
 
     /// Says that a block is about to be read from the LUN outside of the mutex.
-    pub fn fetch_begin(&mut self) {
-        self.fetching += 1;
+    pub fn fetch_begin(&mut self) -> Fetching {
+        self.moment += 1;
+        self.fetching.insert(self.moment);
+        Fetching(self.moment)
     }
 
     /// Takes a block read from the LUN, unless a newer one came or went meanwhile (then the caller just runs again).
-    pub fn fetch_end(&mut self, block: BlockNo, read: Option<(Arc<Block>, Kind, Name)>) {
-        self.fetching -= 1;
+    pub fn fetch_end(&mut self, fetch: Fetching, block: BlockNo, read: Option<(Arc<Block>, Kind, Name)>) {
+        let Fetching(began) = fetch;
+        self.fetching.remove(&began);
         if let Some((image, kind, lock)) = read
             && self.blocks.get(&block).is_none_or(|c| c.lock != lock && c.dirty.is_none())
-            && !self.evicted.contains(&block)
+            && self.evicted.get(&block).is_none_or(|went| *went < began)
         {
             self.put(block, Cached { image, kind, lock, dirty: None, used: self.tick });
         }
-        if self.fetching == 0 {
-            self.evicted.clear();
+        // what went before the oldest read that is under way concerns none; with many threads there is always one under way
+        match self.fetching.first() {
+            None => self.evicted.clear(),
+            Some(&oldest) if oldest > began => self.evicted.retain(|_, went| *went >= oldest),
+            Some(_) => {}
         }
     }
 
@@ -207,8 +221,9 @@ impl Meta {
     fn drop_block(&mut self, b: BlockNo) {
         self.blocks.remove(&b);
         self.dirty.remove(&b);
-        if self.fetching > 0 {
-            self.evicted.insert(b);
+        if !self.fetching.is_empty() {
+            self.moment += 1;
+            self.evicted.insert(b, self.moment);
         }
     }
 
@@ -225,5 +240,37 @@ impl Meta {
             self.unlink(&lock, b);
             self.drop_block(b);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With many threads some read is always under way. What went while an older one was, can be read again all the same. (Found by
+    /// stress-ng: ten threads read the same blocks again and again, for ever.)
+    #[test]
+    fn a_block_that_went_can_be_read_again_while_others_are_being_read() {
+        let (mut meta, lock) = (Meta::at_home(0), names::group(2));
+        let read = || Some((Arc::new(Block::zeroed()), Kind::AgBitmap, lock));
+        let mut other = meta.fetch_begin();
+        let first = meta.fetch_begin();
+        meta.fetch_end(first, 7, read());
+        assert!(meta.get(7).is_some());
+        let stale = meta.fetch_begin();
+        meta.forget(&lock);
+        for n in 0..100 {
+            let next = meta.fetch_begin();
+            meta.fetch_end(other, 1000 + n, None);
+            other = next;
+            assert!(meta.evicted.len() <= 1, "it does not grow");
+        }
+        meta.fetch_end(stale, 7, read());
+        assert!(meta.get(7).is_none(), "read before it went: it may be old");
+        let again = meta.fetch_begin();
+        meta.fetch_end(again, 7, read());
+        assert!(meta.get(7).is_some(), "read after it went");
+        meta.fetch_end(other, 9, None);
+        assert!(meta.evicted.is_empty() && meta.fetching.is_empty());
     }
 }

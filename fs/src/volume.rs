@@ -402,10 +402,10 @@ impl Volume {
         if f.kind == Kind::AgBitmap {
             return self.fetch_bitmaps(f);
         }
-        self.meta.lock().fetch_begin();
+        let fetch = self.meta.lock().fetch_begin();
         let read = self.read_block(f);
         let done = read.as_ref().ok().map(|image| (Arc::clone(image), f.kind, f.lock));
-        self.meta.lock().fetch_end(f.block, done);
+        self.meta.lock().fetch_end(fetch, f.block, done);
         read.map(|_| ())
     }
 
@@ -414,15 +414,15 @@ impl Volume {
         let (start, blocks) = self.sb.ag_region(f.owner.min(self.sb.ag_count - 1));
         let end = start + 1 + luna_format::ag::bitmaps_for(blocks);
         let mut read = Block::zeroed_vec(end.saturating_sub(f.block).clamp(1, BITMAPS_AHEAD) as usize);
-        read.iter().for_each(|_| self.meta.lock().fetch_begin());
+        let fetches: Vec<_> = read.iter().map(|_| self.meta.lock().fetch_begin()).collect();
         let done = self.disk.read_at(read.as_mut_bytes(), f.block * BLOCK_U64);
         let mut first = Ok(());
         let mut meta = self.meta.lock();
-        for (n, b) in read.into_iter().enumerate() {
+        for ((n, b), fetch) in read.into_iter().enumerate().zip(fetches) {
             let one = Fetch { block: f.block + n as u64, ..*f };
             let checked = if done.is_ok() { self.check_read(&one, &b) } else { Ok(()) };
             let good = done.is_ok() && checked.is_ok();
-            meta.fetch_end(one.block, good.then(|| (Arc::new(b), f.kind, f.lock)));
+            meta.fetch_end(fetch, one.block, good.then(|| (Arc::new(b), f.kind, f.lock)));
             if n == 0 {
                 first = checked;
             }

@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tools", &["node", "fs", "journal", "lun", "format"]),
     ("sim", &["node", "cluster", "fs", "dlm", "journal", "lun", "format"]),
     ("tests", &["node", "fs", "journal", "lun", "format"]),
-    ("bench", &["tests", "node", "fs", "journal", "lun", "format"]),
+    ("bench", &["tests", "node", "fs", "dlm", "journal", "lun", "format"]),
     ("fuzz", &["node", "cluster", "fs", "dlm", "journal", "lun", "format"]),
     // beside the program: it must not borrow what it is to judge
     ("model", &[]),
