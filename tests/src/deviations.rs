@@ -61,7 +61,14 @@ pub const ALL: &[Deviation] = &[
     row(Suite::Pjdfstest, "link::link_count_max", "pathconf(3) knows no limit of links for FUSE, so the suite does not try"),
     row(Suite::StressNg, "bind-mount", "ends at once on every file system in a container: it needs a mount namespace of its own"),
     row(Suite::StressNg, "binderfs", "a file system of the kernel, not a test of one; not in every kernel"),
+    row(
+        Suite::StressNg,
+        "fanotify",
+        "marks every mount of the machine, also those of other tests whose daemons are stopped or dead, and waits for them",
+    ),
     row(Suite::StressNg, "fiemap", "FUSE does not pass FS_IOC_FIEMAP on; SEEK_HOLE and SEEK_DATA tell the same"),
+    row(Suite::StressNg, "getdent", "walks every mount of the machine, as fanotify; other stressors list directories of the mount"),
+    row(Suite::StressNg, "io", "sync(2) waits for every mount of the machine, as fanotify; iomix and sync-file sync files of the mount"),
     row(Suite::StressNg, "verity", "FS_IOC_ENABLE_VERITY is not supported"),
     row(Suite::Locks, "flock beside fcntl: *", "both share one space: fuser does not tell which of the two was asked for"),
     row(
