@@ -1,6 +1,6 @@
 //! The image that is mutated: small, and with one of everything. Made once a process, by production code, so that it is as real as any.
 //!
-//! 64 MiB, four slots, four groups. Trees two and three levels deep (a tree this small has one level; [`deepen`] puts nodes between,
+//! 64 MiB, four slots, four groups. Trees two and three levels deep (a tree this small has one level; `deepen` puts nodes between,
 //! as a larger one would have them), every inode layout, attributes, orphans of two slots, three dirty journals with several records,
 //! membership records, registers, beats and mail. Invariant: fsck finds nothing on it but the dirty journals and the hosts that are in
 //! (a test says so). Beside it lie older versions of the same blocks, for mutations that bring back the past.

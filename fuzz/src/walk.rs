@@ -1,6 +1,6 @@
 //! What a guest does to a mounted image: reads every directory and every file, then writes, makes, renames and removes.
 //!
-//! Invariant: a walk ends, however the directories lead: each inode is entered once, each directory is listed at most [`PAGES`] pages long,
+//! Invariant: a walk ends, however the directories lead: each inode is entered once, each directory is listed at most `PAGES` pages long,
 //! each file read at its beginning, its end and where its extents are. Errors are what is expected of a damaged image, and go by. Not here:
 //! what is right (there is no truth to compare with).
 

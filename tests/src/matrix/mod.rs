@@ -1,7 +1,7 @@
 //! Every change by one host × every way of looking at it on another, generated from two tables.
 //!
 //! A pair is: a fresh ground made through one mount; an observer that has looked already through the other, so that whatever its host remembers
-//! is remembered ([`looks`]); a change through the first mount ([`changes`]); and what the observer sees then, as text. The same pair is played on a
+//! is remembered (`looks`); a change through the first mount (`changes`); and what the observer sees then, as text. The same pair is played on a
 //! local file system with both mounts being one directory: what comes out there is what must come out.
 //!
 //! Invariant: one pair, one ground, one observation; a second look would hide that the first was stale. Not here: who compares.

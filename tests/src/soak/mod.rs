@@ -1,9 +1,9 @@
 //! The soak: hours of what virtual machines do, on three hosts, with faults from a seed, everything verified.
 //!
-//! A conductor (this process) has the LUN's server, three mounts, each over a cable of its own, and some workers ([`worker`]): disks that are
-//! written at random, flushed, copied and moved ([`disk`]), and directories of small files ([`churn`]). It draws faults ([`faults`]), moves workers
+//! A conductor (this process) has the LUN's server, three mounts, each over a cable of its own, and some workers (`worker`): disks that are
+//! written at random, flushed, copied and moved (`disk`), and directories of small files (`churn`). It draws faults (`faults`), moves workers
 //! from hosts that failed to hosts that work, now and then stops everything for `fsck -n`, and looks at every daemon's memory, threads and
-//! descriptors ([`watch`]).
+//! descriptors (`watch`).
 //!
 //! Invariant: an error that a worker meets is a failure of the soak, unless its host was just killed or shut out; and the conductor has no file
 //! of a mount open. Not here: the order of faults (`faults.rs`), timing that a loaded machine could break: waits have limits of a minute and more.
