@@ -11,8 +11,7 @@
 //! at), and runs again; so readers of other hosts do not wait behind it. Only a thread that came with a right of its own (it makes a
 //! file longer, and has its inode) keeps that. No cycle: whoever waits for the right to change something has nothing that a freeze
 //! waits for, and a thaw waits for nobody. The one change that goes on is the modification time of an inode whose right is being given
-//! back; it is a change of
-//! one field of one block.
+//! back: one field of one block.
 //!
 //! Invariant: between the return of `freeze` and the drop of what it gave, no host commits a transaction but those. Not here: how
 //! long one may freeze (the caller's business), and a freezer that dies (its EX is frozen until it is recovered, as any right).
@@ -80,13 +79,11 @@ impl Volume {
         }
     }
 
-    /// Waits until this host may change metadata, or nearly so; at once if it may.
+    /// Waits until this host may change metadata, or nearly so (who wants to looks again); at once if it may.
     pub(crate) fn until_thawed(&self) -> Result<(), FsError> {
-        if self.freeze.allows().is_ok() { Ok(()) } else { self.await_thaw() }
-    }
-
-    /// Asks for the right to change metadata and waits for it, or for a moment when it is this host that freezes.
-    pub(crate) fn await_thaw(&self) -> Result<(), FsError> {
+        if self.freeze.allows().is_ok() {
+            return Ok(());
+        }
         if self.freeze.freezing.load(Ordering::Acquire) {
             self.sleep(PAUSE);
             return Ok(());
@@ -94,7 +91,7 @@ impl Volume {
         self.locks.hold(&names::freeze(), Mode::Pr).map(drop).map_err(|e| FsError::Withdrawn(e.to_string()))
     }
 
-    /// From now on this host changes metadata only with the right to.
+    /// The right is not here: from now on this host changes metadata only when it was granted.
     pub(crate) fn obey_freezes(&self) {
         self.freeze.asking.store(true, Ordering::Release);
     }
@@ -106,7 +103,7 @@ impl Volume {
 
     /// The right is going: when this returns nothing is changed any more, and what was is in the journal.
     pub(crate) fn stand_still(&self) -> Result<(), FsError> {
-        self.freeze.asking.store(true, Ordering::Release);
+        self.obey_freezes();
         self.drain()
     }
 

@@ -265,7 +265,7 @@ impl Volume {
                 }
                 Stop::Frozen => {
                     drop(std::mem::take(&mut held));
-                    self.await_thaw()?;
+                    self.until_thawed()?;
                 }
             }
         }
