@@ -7,7 +7,10 @@ use luna_sim::Broken;
 use luna_sim::crash::{Counts, Effort, Setup, Violation, World};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often it says how far it is.
+const TELL: Duration = Duration::from_mins(1);
 
 /// What to explore.
 #[derive(clap::Args)]
@@ -41,16 +44,26 @@ pub(crate) fn run(args: &Crash, hosts: usize, seed: u64, broken: Option<Broken>)
     let world = World::new(setup).map_err(|e| anyhow!(e))?;
     let chosen = args.workload.map_or_else(|| world.chosen(), |n| vec![n]);
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let told = Mutex::new(Instant::now());
     let (sum, found) = (Mutex::new(Counts::default()), Mutex::new(Vec::<Violation>::new()));
     // panics of the production code are violations, and told as such
     std::panic::set_hook(Box::new(|_| ()));
     std::thread::scope(|s| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             s.spawn(|| {
+                let mut explorer = world.explorer();
                 while let Some(n) = chosen.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !stop.load(Ordering::Relaxed)) {
-                    match world.explore(*n) {
+                    match explorer.explore(*n) {
                         None => {}
-                        Some(Ok(c)) => lock(&sum).add(&c),
+                        Some(Ok(c)) => {
+                            lock(&sum).add(&c);
+                            let mut told = lock(&told);
+                            if told.elapsed() > TELL {
+                                *told = Instant::now();
+                                let c = lock(&sum);
+                                eprintln!("{} of {} numbers: {}", next.load(Ordering::Relaxed), chosen.len(), states(&c));
+                            }
+                        }
                         Some(Err(v)) => {
                             let mut found = lock(&found);
                             println!("{v}{}", if args.workload.is_some() { format!("\n{}", v.tape) } else { String::new() });
@@ -64,7 +77,6 @@ pub(crate) fn run(args: &Crash, hosts: usize, seed: u64, broken: Option<Broken>)
     });
     let (c, found) = (*lock(&sum), lock(&found).len());
     let all: u64 = c.states.iter().sum();
-    let [prefix, subset, torn, inflight] = c.states;
     println!(
         "{} workloads of {} on {hosts} hosts{} ({} without space), {} events, {} deaths of one host",
         c.workloads,
@@ -74,7 +86,7 @@ pub(crate) fn run(args: &Crash, hosts: usize, seed: u64, broken: Option<Broken>)
         c.events,
         c.deaths
     );
-    println!("{all} crash states: {prefix} prefixes, {subset} subsets, {torn} torn, {inflight} in flight");
+    println!("{}", states(&c));
     println!("{} distinct, {} different after replay, {} replays cut and done again", c.distinct, c.recovered, c.replays_cut);
     println!(
         "{found} violations; {:.1} s, {:.0} states a second",
@@ -87,6 +99,11 @@ pub(crate) fn run(args: &Crash, hosts: usize, seed: u64, broken: Option<Broken>)
         (1.., None) => std::process::exit(1),
         _ => Ok(()),
     }
+}
+
+fn states(c: &Counts) -> String {
+    let [prefix, subset, torn, inflight] = c.states;
+    format!("{} crash states: {prefix} prefixes, {subset} subsets, {torn} torn, {inflight} in flight", c.states.iter().sum::<u64>())
 }
 
 fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

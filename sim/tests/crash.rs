@@ -13,9 +13,9 @@ fn short(length: usize, hosts: usize, sample: u64) -> Setup {
 /// Explores all that a setup asks for; none may show anything.
 fn hold(setup: Setup) -> Counts {
     let world = World::new(setup).unwrap();
-    let mut sum = Counts::default();
+    let (mut sum, mut explorer) = (Counts::default(), world.explorer());
     for n in world.chosen() {
-        match world.explore(n) {
+        match explorer.explore(n) {
             None => {}
             Some(Ok(c)) => sum.add(&c),
             Some(Err(v)) => panic!("{v}"),
@@ -29,14 +29,15 @@ fn hold(setup: Setup) -> Counts {
 fn case(length: usize, hosts: usize, steps: &[(&str, &str, bool)]) {
     let world = World::new(Setup { effort: Effort::CASE, ..Setup::all(length, hosts) }).unwrap();
     let n = world.number(steps).expect("no such workload");
-    let c = world.explore(n).expect("that cannot be done").unwrap_or_else(|v| panic!("{v}"));
+    let c = world.explorer().explore(n).expect("that cannot be done").unwrap_or_else(|v| panic!("{v}"));
     assert!(c.states.iter().sum::<u64>() > 10 && c.no_space == 0, "too little was tried: {c:?}");
 }
 
 /// What the first workload that notices says.
 fn noticed(broken: Broken, setup: Setup) -> String {
     let world = World::new(Setup { broken: Some(broken), ..setup }).unwrap();
-    let found = world.chosen().into_iter().find_map(|n| world.explore(n)?.err());
+    let mut explorer = world.explorer();
+    let found = world.chosen().into_iter().find_map(|n| explorer.explore(n)?.err());
     found.unwrap_or_else(|| panic!("{broken:?} was not noticed")).to_string()
 }
 
@@ -108,4 +109,10 @@ fn freed_blocks_that_are_handed_out_at_once_are_noticed() {
 #[test]
 fn replays_that_look_at_no_version_are_noticed() {
     noticed(Broken::ReplaysWithoutVersions, short(2, 2, 200));
+}
+
+/// What was to be written was lost with the host that had made it: an operation that fails there never began (the judge counted it).
+#[test]
+fn an_operation_on_what_died_with_its_maker_never_began() {
+    case(2, 2, &[("Creat(\"bar\")", "None", false), ("Write(\"bar\", 512, 1000)", "File", false)]);
 }

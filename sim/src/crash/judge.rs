@@ -1,7 +1,8 @@
 //! Recovers a crash state by the production code, looks at everything, checks the volume, and asks the model.
 //!
 //! States with the same bytes are recovered once; states that a replay makes the same (but for what lies in the rings of clean journals,
-//! which nobody reads) are looked at once. What was promised is asked for each state anew.
+//! which nobody reads) are looked at once, also when another workload with the same beginning left them. What was promised is asked for
+//! each state anew.
 //!
 //! Invariant: no state is passed over because another one looked like it; only equal bytes are. Not here: where states come from.
 
@@ -63,6 +64,9 @@ impl Counts {
 
 type Outcome = Rc<Result<Seen, String>>;
 
+/// Outcomes that are remembered from one workload to the next: some hundred megabytes at most.
+const REMEMBERED: usize = 4096;
+
 /// See the module's text.
 pub(super) struct Judge<'a> {
     base: &'a Base,
@@ -85,6 +89,23 @@ impl<'a> Judge<'a> {
     /// What is known changed: every state is to be judged anew. The outcomes stay.
     pub(super) fn next_story(&mut self) {
         self.judged.clear();
+    }
+
+    /// Another workload begins. What equal bytes come to stays; the counts of the last one are handed out.
+    pub(super) fn next_workload(&mut self) -> Counts {
+        self.next_story();
+        if self.outcomes.len() > REMEMBERED {
+            self.forget();
+        }
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Remembers nothing.
+    pub(super) fn forget(&mut self) {
+        self.states.clear();
+        self.outcomes.clear();
+        self.checked.clear();
+        self.next_story();
     }
 
     /// A state after which `known` (number `mark`) holds.

@@ -139,7 +139,8 @@ impl World {
         };
         let hosts = self.setup.hosts;
         let mut steps = Vec::new();
-        for i in 0..self.setup.length {
+        // the last step's digits go first, so that neighbours begin alike
+        for i in (0..self.setup.length).rev() {
             let (op, sync) = (OPS[take(OPS.len())], SYNCS[take(SYNCS.len())]);
             let elsewhere = take(self.placements() as usize);
             if elsewhere == 1 && !matches!(sync, Sync::File | Sync::Dir) {
@@ -148,12 +149,13 @@ impl World {
             let host = i % hosts;
             steps.push(Step { host, op, sync, sync_host: (host + elsewhere) % hosts });
         }
+        steps.reverse();
         is_valid(&self.base.model, &steps).then_some(steps)
     }
 
     /// The number of a workload: operations and syncs as they are printed, and whether the sync is on the other host.
     pub fn number(&self, steps: &[(&str, &str, bool)]) -> Option<u64> {
-        steps.iter().rev().try_fold(0, |n, (op, sync, elsewhere)| {
+        steps.iter().try_fold(0, |n, (op, sync, elsewhere)| {
             let op = OPS.iter().position(|o| format!("{o:?}") == *op)? as u64;
             let sync = SYNCS.iter().position(|s| format!("{s:?}") == *sync)? as u64;
             let n = n * self.placements() + u64::from(*elsewhere);
@@ -161,60 +163,69 @@ impl World {
         })
     }
 
+    /// Somebody who explores workloads of this world, one after the other.
+    pub fn explorer(&self) -> Explorer<'_> {
+        Explorer { world: self, judge: Judge::new(&self.base, self.setup.broken) }
+    }
+}
+
+/// Explores workloads one after the other, and remembers what equal bytes came to.
+pub struct Explorer<'a> {
+    world: &'a World,
+    judge: Judge<'a>,
+}
+
+impl Explorer<'_> {
     /// Explores workload `n`. `None`: there is no such workload.
     ///
     /// # Errors
     /// The first state that may not be.
-    pub fn explore(&self, n: u64) -> Option<Result<Counts, Violation>> {
-        let steps = self.steps(n)?;
+    pub fn explore(&mut self, n: u64) -> Option<Result<Counts, Violation>> {
+        let steps = self.world.steps(n)?;
         let steps_text = format!("{steps:?}");
         let mut place = Place { state: "recording".into(), ..Place::default() };
-        let got = catch_unwind(AssertUnwindSafe(|| self.workload(&steps, seed_of(self.setup.seed, &steps_text), &mut place)));
-        let got = got.unwrap_or_else(|panic| {
+        let seed = seed_of(self.world.setup.seed, &steps_text);
+        let got = catch_unwind(AssertUnwindSafe(|| self.workload(&steps, seed, &mut place))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             Err(format!("the production code stopped: {}", text.unwrap_or_default()))
         });
-        Some(got.map_err(|what| Violation { workload: n, steps: steps_text, state: place.state, what, tape: place.tape }))
+        let counts = self.judge.next_workload();
+        if got.is_err() {
+            self.judge.forget();
+        }
+        Some(got.map(|()| counts).map_err(|what| Violation { workload: n, steps: steps_text, state: place.state, what, tape: place.tape }))
     }
 
-    fn workload(&self, steps: &[Step], seed: u64, place: &mut Place) -> Result<Counts, String> {
-        let (s, mut rng) = (&self.setup, Rng::with_seed(seed));
-        let mut judge = Judge::new(&self.base, s.broken);
-        judge.counts.workloads = 1;
-        let run = match record(&self.base, steps, s.hosts, None, s.broken) {
+    fn workload(&mut self, steps: &[Step], seed: u64, place: &mut Place) -> Result<(), String> {
+        let (s, mut rng) = (self.world.setup, Rng::with_seed(seed));
+        self.judge.counts.workloads = 1;
+        let run = match record(&self.world.base, steps, s.hosts, None, s.broken) {
             Ok(run) => run,
             Err(Ended::NoSpace) => {
-                judge.counts.no_space += 1;
-                return Ok(judge.counts);
+                self.judge.counts.no_space += 1;
+                return Ok(());
             }
             Err(Ended::Wrong(what)) => return Err(what),
         };
-        judge.counts.events += run.tape.len() as u64;
-        self.power_cuts(&run, 0, s.effort, &mut rng, &mut judge, place)?;
+        self.judge.counts.events += run.tape.len() as u64;
+        self.power_cuts(&run, 0, s.effort, &mut rng, place)?;
         let changes: Vec<Vec<usize>> = (0..s.hosts).map(|h| run.hosts.host(h).door.changes.lock().clone()).collect();
         drop(run);
         if s.hosts > 1 {
             for (h, changes) in changes.iter().enumerate() {
                 for (at, sectors) in changes.iter().enumerate() {
                     for fate in fates(*sectors, s.effort, &mut rng) {
-                        self.death(steps, (h, at, fate), &mut rng, &mut judge, place)?;
+                        self.death(steps, (h, at, fate), &mut rng, place)?;
                     }
                 }
             }
         }
-        Ok(judge.counts)
+        Ok(())
     }
 
-    fn power_cuts(
-        &self,
-        run: &run::Run,
-        from: usize,
-        effort: Effort,
-        rng: &mut Rng,
-        judge: &mut Judge<'_>,
-        place: &mut Place,
-    ) -> Result<(), String> {
+    fn power_cuts(&mut self, run: &run::Run, from: usize, effort: Effort, rng: &mut Rng, place: &mut Place) -> Result<(), String> {
+        let judge = &mut self.judge;
         judge.next_story();
         states::each(&run.start, &run.tape, from, effort, rng, &mut |image, at, cut| {
             let mark = run.marks.partition_point(|(m, _)| *m <= at);
@@ -227,22 +238,23 @@ impl World {
         })
     }
 
-    fn death(&self, steps: &[Step], death: run::Death, rng: &mut Rng, judge: &mut Judge<'_>, place: &mut Place) -> Result<(), String> {
+    fn death(&mut self, steps: &[Step], death: run::Death, rng: &mut Rng, place: &mut Place) -> Result<(), String> {
         place.state = format!("host {} dies in its change {} ({:?})", death.0, death.1, death.2);
-        let run = match record(&self.base, steps, self.setup.hosts, Some(death), self.setup.broken) {
+        let s = &self.world.setup;
+        let run = match record(&self.world.base, steps, s.hosts, Some(death), s.broken) {
             Ok(run) => run,
             Err(Ended::NoSpace) => return Ok(()),
             Err(Ended::Wrong(what)) => return Err(what),
         };
         let Some(died) = run.died else { return Ok(()) };
-        judge.counts.deaths += 1;
+        self.judge.counts.deaths += 1;
         let mut known = run.known(usize::MAX).clone();
         let survivor = 1 - death.0;
         known.must.extend(run.story.done.iter().enumerate().filter(|(_, d)| d.host == survivor).map(|(i, _)| i));
-        judge.survivor(&run.hosts, survivor, &run.story, &known)?;
-        if rng.u64(0..self.setup.effort.deaths) == 0 {
+        self.judge.survivor(&run.hosts, survivor, &run.story, &known)?;
+        if rng.u64(0..s.effort.deaths) == 0 {
             let before = place.state.clone();
-            self.power_cuts(&run, died + 1, Effort::ASIDE, rng, judge, place)
+            self.power_cuts(&run, died + 1, Effort::ASIDE, rng, place)
                 .inspect_err(|_| place.state = format!("{before}, then {}", place.state))?;
         }
         Ok(())

@@ -126,6 +126,7 @@ impl Recorder {
                 // what it was about may have died with the other host
                 self.run.story.done.pop();
                 self.known.begun -= 1;
+                self.run.marks.iter_mut().for_each(|(_, known)| known.begun = known.begun.min(self.known.begun));
                 self.mark();
                 return Ok(());
             }
