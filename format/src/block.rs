@@ -89,6 +89,8 @@ pub enum Kind {
     DirLeaf = 13,
     /// Extended attributes of one inode.
     Xattr = 14,
+    /// The heartbeat of a repair.
+    RepairBeat = 15,
 }
 
 impl Kind {
@@ -110,6 +112,7 @@ impl Kind {
             DirNode,
             DirLeaf,
             Xattr,
+            RepairBeat,
         ]
         .into_iter()
         .find(|k| *k as u16 == n)

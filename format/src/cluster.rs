@@ -74,6 +74,20 @@ pub struct Beat {
 const _: () = assert!(HEADER_BYTES + size_of::<Beat>() <= ATOMIC_BYTES);
 const _: () = assert!(std::mem::offset_of!(Beat, addresses) == 232 - 64);
 
+/// Body of the block in which a repair beats, at byte 64. It lives at [`crate::superblock::REPAIR_BEAT_BLOCK`]
+/// and, as it was when the repair began, at [`crate::superblock::REPAIR_HOLDER_BLOCK`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RepairBeat {
+    /// 64: tells two repairs apart, by chance.
+    pub nonce: [u8; 16],
+    /// 80: grows with each beat.
+    pub counter: u64,
+    /// 88: the host that repairs.
+    pub name: [u8; TEXT_BYTES],
+}
+const _: () = assert!(HEADER_BYTES + size_of::<RepairBeat>() <= ATOMIC_BYTES);
+
 /// Decision: nothing (fills a place in the log).
 pub const DECIDE_NOTHING: u16 = 0;
 /// Decision: a host enters a slot.
@@ -256,6 +270,22 @@ pub fn read_beat(b: &Block, volume: VolumeId, block: BlockNo, slot: Slot) -> Res
     let beat = h.and_then(|_| b.view::<Beat>(HEADER_BYTES).copied());
     if let Some(beat) = &beat {
         countable(block, &[beat.incarnation, beat.counter, beat.epoch_seen])?;
+    }
+    Ok(beat)
+}
+
+/// Seals the beat of a repair that will be written at `block`.
+pub fn seal_repair_beat(beat: &RepairBeat, volume: VolumeId, block: BlockNo) -> Block {
+    let stamp = Stamp { kind: Kind::RepairBeat, volume, block, owner: 0, version: beat.counter, writer: 0, epoch: 0 };
+    sealed(beat.as_bytes(), &stamp)
+}
+
+/// Reads the beat of a repair; `None` when no repair is under way.
+pub fn read_repair_beat(b: &Block, volume: VolumeId, block: BlockNo) -> Result<Option<RepairBeat>, CheckError> {
+    let e = Expect { kind: Kind::RepairBeat, volume, block, owner: Some(0) };
+    let beat = opened(b, &e)?.and_then(|_| b.view::<RepairBeat>(HEADER_BYTES).copied());
+    if let Some(beat) = &beat {
+        countable(block, &[beat.counter])?;
     }
     Ok(beat)
 }

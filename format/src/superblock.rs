@@ -13,6 +13,10 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const MAX_DEVICES: usize = 32;
 /// Incompatible feature: a repair is under way, or was cut off. No host may mount; `luna fsck -y` goes on with it.
 pub const INCOMPAT_REPAIR: u64 = 1 << 2;
+/// Where a repair beats while it has the volume to itself (`cluster::RepairBeat`); zeroes otherwise.
+pub const REPAIR_BEAT_BLOCK: BlockNo = 1;
+/// Where the last repair that got the volume to itself has written its first beat.
+pub const REPAIR_HOLDER_BLOCK: BlockNo = 2;
 /// Incompatible features this program knows (bit 0 is set aside for shared extents, bit 1 for several LUNs).
 pub const KNOWN_INCOMPAT: u64 = INCOMPAT_REPAIR;
 /// Read-only compatible features this program knows.
@@ -205,7 +209,7 @@ impl Superblock {
             return bad("start of a region", start);
         }
         let order = [
-            (1, self.beat_start),
+            (REPAIR_HOLDER_BLOCK + 1, self.beat_start),
             (self.beat_start + slots, self.px_start),
             (self.px_start + slots, self.log_start),
             (self.log_start + self.log_blocks, self.mail_start),

@@ -2,12 +2,14 @@
 
 use anyhow::ensure;
 use luna_format::{Block, superblock};
-use luna_tests::{Cluster, Output, Result, Setup, run, wait_until};
+use luna_tests::{Cluster, Output, Result, Setup, luna_bin, run, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::{self, File},
     io::Write,
     os::unix::fs::{FileExt, symlink},
     path::Path,
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -138,4 +140,69 @@ fn wait_for(c: &Cluster) -> Result<Output> {
         last.as_ref().is_some_and(|o| o.code != 8)
     })?;
     last.ok_or_else(|| anyhow::anyhow!("fsck did not run"))
+}
+
+/// Starts a repair and goes on.
+fn repair_beside(c: &Cluster, how: &str) -> Result<Child> {
+    let mut luna = Command::new(luna_bin());
+    Ok(luna.args(["fsck", how, &c.lun()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
+}
+
+/// Its status and what it said.
+fn ended(child: Child) -> Result<(i32, String)> {
+    let out = child.wait_with_output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    Ok((out.status.code().unwrap_or(-1), said))
+}
+
+fn signal(child: &Child, signal: Signal) -> Result {
+    Ok(kill_process(Pid::from_child(child), signal)?)
+}
+
+#[test]
+fn of_several_repairs_one_repairs() -> Result {
+    let c = filled("several")?;
+    // at a boot of all hosts: the others wait for the one that repairs
+    c.luna(&["wreck", &c.lun(), "S01", "--yes"])?.ok("wreck")?;
+    let all = (0..4).map(|_| repair_beside(&c, "-p")).collect::<Result<Vec<_>>>()?;
+    let all = all.into_iter().map(ended).collect::<Result<Vec<_>>>()?;
+    ensure!(all.iter().all(|(code, _)| *code <= 1), "-p on four hosts: {all:?}");
+    ensure!(all.iter().filter(|(code, _)| *code == 1).count() == 1, "one of them repairs: {all:?}");
+    ensure!(all.iter().any(|(_, said)| said.contains("waiting until that is done")), "the others say what they wait for: {all:?}");
+    // by hand: the others are told
+    c.luna(&["wreck", &c.lun(), "U01", "--yes"])?.ok("wreck")?;
+    let all = (0..3).map(|_| repair_beside(&c, "-y")).collect::<Result<Vec<_>>>()?;
+    let all = all.into_iter().map(ended).collect::<Result<Vec<_>>>()?;
+    let repaired = |x: &&(i32, String)| x.0 == 1;
+    let told = |x: &&(i32, String)| x.0 == 8 && x.1.contains("being repaired right now by");
+    // a third one may come when all is over
+    ensure!(all.iter().filter(repaired).count() == 1, "one of them repairs: {all:?}");
+    ensure!(all.iter().all(|x| x.0 == 0 || repaired(&x) || told(&x)) && all.iter().any(|x| told(&x)), "the others are told: {all:?}");
+    ensure!(fsck(&c, "-n")?.code == 0, "clean afterwards");
+    c.finish()
+}
+
+#[test]
+fn a_repair_that_stood_still_writes_no_more() -> Result {
+    let mut c = filled("stood")?;
+    c.mount(0)?;
+    c.kill(0)?;
+    // it has the volume to itself, and waits for the dead host's silence, when it is stopped
+    let first = repair_beside(&c, "-y")?;
+    std::thread::sleep(Duration::from_secs(8));
+    let out = fsck(&c, "-y")?;
+    ensure!(out.code == 8 && out.err.contains("being repaired right now by"), "while it beats: {} {}{}", out.code, out.out, out.err);
+    let out = c.luna(&["mkfs", &c.lun(), "--yes", "--force"])?;
+    ensure!(out.code == 1 && out.err.contains("being repaired right now by"), "mkfs under a repair: {}", out.err);
+    signal(&first, Signal::STOP)?;
+    let out = wait_for(&c)?;
+    ensure!(out.code == 1 && out.out.contains("J05 repaired"), "the next one takes over: {} {}{}", out.code, out.out, out.err);
+    signal(&first, Signal::CONT)?;
+    let (code, said) = ended(first)?;
+    ensure!(code == 8 && said.contains("stood still"), "the first one gives up: {code} {said}");
+    ensure!(!said.contains(" repaired "), "the first one repairs nothing: {said}");
+    ensure!(fsck(&c, "-n")?.code == 0, "clean afterwards");
+    c.mount(0)?;
+    ensure!(fs::read(c.path(0, "small3"))? == [3; 50], "and everything is there");
+    c.finish()
 }

@@ -61,6 +61,15 @@ pub fn live(disk: &dyn Disk, volume: VolumeId, sb: &Superblock) -> Result<Vec<St
     Ok(after.iter().filter(|x| active(&x.1) && moved(x)).map(|(_, b)| cluster::untext(&b.name)).collect())
 }
 
+/// Who uses the volume right now, as the end of a sentence about it: hosts that have it mounted, or a repair.
+pub fn in_use(disk: &dyn Disk, volume: VolumeId, sb: &Superblock) -> Result<Option<String>> {
+    let live = live(disk, volume, sb)?;
+    if !live.is_empty() {
+        return Ok(Some(format!("mounted right now by {}", live.join(", "))));
+    }
+    Ok(crate::exclusive::repairer(disk)?.map(|who| format!("being repaired right now by {who}")))
+}
+
 /// A beat's state in a word.
 pub fn beat_state(state: u32) -> &'static str {
     match state {

@@ -22,6 +22,7 @@ mod apply;
 mod door;
 pub mod exclusive;
 mod extents;
+pub mod hold;
 mod inodes;
 mod journals;
 mod lost;

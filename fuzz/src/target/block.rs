@@ -52,6 +52,7 @@ fn one(b: &Block, kind: Kind, owner: u64) {
             }
         }
         Kind::Beat | Kind::Paxos | Kind::Record | Kind::Mail => slots(b, owner),
+        Kind::RepairBeat => drop(cluster::read_repair_beat(b, VOLUME, AT)),
         _ => {}
     }
 }

@@ -29,6 +29,8 @@ pub const USAGE: u8 = 16;
 
 /// For how long the hosts may be kept from changing metadata, so that a look at a mounted volume stands.
 const FREEZE: Duration = Duration::from_secs(10);
+/// Between two looks whether another repair is done.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Findings of one code that are printed while repairing; further ones are only counted.
 const MAX_LINES: u64 = 1000;
 
@@ -47,84 +49,86 @@ fn check(args: &FsckArgs) -> Result<u8> {
     let repairs = args.preen || args.yes;
     let lun = super::open(&args.lun, !repairs)?;
     let disk = &*lun.disk;
-    if args.preen {
-        match check::quick(disk)? {
-            Quick::Clean => {
-                say(args, &json!({ "lun": args.lun, "clean": true, "checked": "short" }), &format!("{}: clean", args.lun));
-                return Ok(CLEAN);
+    loop {
+        if args.preen
+            && let Some(code) = short(args, disk)?
+        {
+            return Ok(code);
+        }
+        if !repairs {
+            break;
+        }
+        match exclusive::alone(&lun, &args.lun, |disk| mend(args, disk)) {
+            // hosts that boot at one time all get here: one repairs, the others wait for it
+            Err(e) if args.preen && exclusive::is_busy(&e) => {
+                eprintln!("luna: {}; waiting until that is done", crate::one_line(&e));
+                while exclusive::repairer(disk)?.is_some() {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
             }
-            // other hosts use it: that is no reason for this host not to boot
-            Quick::InUse(n) => {
-                let text = format!("{}: in use by {n} hosts, not checked", args.lun);
-                say(args, &json!({ "lun": args.lun, "clean": null, "in_use": n }), &text);
-                return Ok(CLEAN);
-            }
-            Quick::Look(why) => eprintln!("luna: {}: {why}; checking", args.lun),
+            result => return result,
         }
     }
-    if repairs {
-        return mend(args, disk);
-    }
     let (id, sb) = luna_fs::mkfs::read_superblock(disk)?;
-    let live = slots::live(disk, id, &sb)?.join(", ");
-    if live.is_empty() {
+    let Some(how) = slots::in_use(disk, id, &sb)? else {
         let (summary, findings) = look(args, disk, !args.json)?;
         return Ok(report(args, &summary, &findings));
+    };
+    anyhow::ensure!(args.no_write, "{} is {how}; a check would race with that; end it first, or look with -n", args.lun);
+    look_at_live(args, disk, &id, &how)
+}
+
+/// The short look of `-p`; the exit code, if that was all.
+fn short(args: &FsckArgs, disk: &dyn Disk) -> Result<Option<u8>> {
+    match check::quick(disk)? {
+        Quick::Clean => say(args, &json!({ "lun": args.lun, "clean": true, "checked": "short" }), &format!("{}: clean", args.lun)),
+        // other hosts use it: that is no reason for this host not to boot
+        Quick::InUse(n) => {
+            let text = format!("{}: in use by {n} hosts, not checked", args.lun);
+            say(args, &json!({ "lun": args.lun, "clean": null, "in_use": n }), &text);
+        }
+        Quick::Look(why) => {
+            eprintln!("luna: {}: {why}; checking", args.lun);
+            return Ok(None);
+        }
     }
-    anyhow::ensure!(
-        args.no_write,
-        "{} is mounted right now by {live}; a check would race with them; unmount it there first, or look with -n",
-        args.lun
-    );
-    look_at_live(args, disk, &id, &live)
+    Ok(Some(CLEAN))
 }
 
 /// A look at a volume that hosts change meanwhile. What is read block by block is no state that the volume was ever in, so a first look
 /// only says whether there is a reason for a second; that one is made while all hosts leave the metadata alone.
-fn look_at_live(args: &FsckArgs, disk: &dyn Disk, id: &luna_format::VolumeId, live: &str) -> Result<u8> {
-    let (summary, findings) = look(args, disk, false)?;
-    if summary.is_clean() {
-        print_all(args, &findings);
-        return Ok(report(args, &summary, &findings));
+fn look_at_live(args: &FsckArgs, disk: &dyn Disk, id: &luna_format::VolumeId, how: &str) -> Result<u8> {
+    let (mut summary, mut findings) = look(args, disk, false)?;
+    let mut doubt = None;
+    if !summary.is_clean() {
+        if let Some(dir) = mounted_here(id) {
+            let freeze = control::freeze(&dir, FREEZE)?;
+            let seen = look(args, disk, false);
+            let stood_still = freeze.thaw();
+            (summary, findings) = seen?;
+            let why = || format!("the look took longer than {} s, for which the hosts stood still", FREEZE.as_secs());
+            doubt = (!stood_still).then(why);
+        } else {
+            doubt = Some(format!("it is {how}, and not mounted here (on a host that has it mounted a report stands)"));
+        }
     }
-    let Some(dir) = mounted_here(id) else {
-        eprintln!(
-            "luna: {} is mounted right now by {live}, and not here: findings may be gone a moment later; for a report that stands, \
-             run this on a host that has it mounted",
-            args.lun
-        );
-        print_all(args, &findings);
-        return Ok(report(args, &summary, &findings));
-    };
-    let freeze = control::freeze(&dir, FREEZE)?;
-    let seen = look(args, disk, false);
-    let stood_still = freeze.thaw();
-    let (summary, findings) = seen?;
-    if !stood_still {
-        eprintln!(
-            "luna: {}: the look took longer than {} s, for which the hosts stood still: findings may be gone a moment later",
-            args.lun,
-            FREEZE.as_secs()
-        );
+    if let Some(why) = doubt {
+        eprintln!("luna: {}: {why}: findings may be gone a moment later", args.lun);
     }
-    print_all(args, &findings);
+    if !args.json {
+        findings.iter().for_each(|f| line(f));
+    }
     Ok(report(args, &summary, &findings))
 }
 
 /// Where the volume is mounted on this host.
 fn mounted_here(id: &luna_format::VolumeId) -> Option<PathBuf> {
-    let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+    let id = super::uuid(id).replace('-', "");
     let is_it = |dir: &PathBuf| {
         let status = control::ask(dir, "status").ok().and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
         status.is_some_and(|s| s["volume"]["id"] == id)
     };
     mounts::ours().ok()?.into_iter().map(|m| m.dir).find(is_it)
-}
-
-fn print_all(args: &FsckArgs, findings: &[Finding]) {
-    if !args.json {
-        findings.iter().for_each(|f| line(f));
-    }
 }
 
 /// The bar of a check or a repair.

@@ -47,12 +47,12 @@ fn refuse(args: &MkfsArgs, disk: &dyn Disk, held: Option<&str>) -> Result<()> {
     ensure!(args.force > 0, "LUN {} holds {held}; nothing was written; --force overwrites it", args.lun);
     // a volume too damaged to be read cannot be mounted either
     let Ok((id, sb)) = mkfs::read_superblock(disk) else { return Ok(()) };
-    let live = slots::live(disk, id, &sb)?;
-    let who = live.join(", ");
+    let in_use = slots::in_use(disk, id, &sb)?;
     ensure!(
-        live.is_empty() || args.force > 1,
-        "LUN {} holds {held}, mounted right now by {who}; nothing was written; unmount it there, or destroy it under them with --force --force",
-        args.lun
+        in_use.is_none() || args.force > 1,
+        "LUN {} holds {held}, {}; nothing was written; end that first, or destroy it under them with --force --force",
+        args.lun,
+        in_use.unwrap_or_default()
     );
     Ok(())
 }

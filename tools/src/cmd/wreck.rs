@@ -17,9 +17,8 @@ pub fn run(args: &WreckArgs) -> Result<()> {
     }
     let lun = super::open(&args.lun, false)?;
     let (id, sb) = luna_fs::mkfs::read_superblock(&*lun.disk)?;
-    let live = slots::live(&*lun.disk, id, &sb)?;
-    if !live.is_empty() {
-        bail!("{} is mounted right now by {}; unmount it there first", args.lun, live.join(", "));
+    if let Some(how) = slots::in_use(&*lun.disk, id, &sb)? {
+        bail!("{} is {how}; end that first", args.lun);
     }
     if let Quick::InUse(_) = quick(&*lun.disk)? {
         bail!("{}: a host was not unmounted; mount and unmount it, or repair it, first", args.lun);
