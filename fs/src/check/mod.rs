@@ -30,6 +30,7 @@ mod volume;
 pub use codes::{Code, Repair, Severity, Step};
 pub use finding::{Finding, Place};
 pub use quick::{Quick, quick};
+pub(crate) use space::ASKED_MOST;
 
 use crate::mkfs::SuperError;
 use finding::Out;

@@ -15,6 +15,10 @@ const BATCH: usize = 512;
 /// Blocks of unknown kind looked at to say what they are.
 const LOOK: usize = 256;
 
+/// So many times the volume's blocks are looked at for owners. Each has one; on a volume where files share everything the time would grow
+/// with its size times the number of extents.
+pub(crate) const ASKED_MOST: u64 = 4;
+
 /// One group.
 pub(super) struct Group {
     /// First block.
@@ -81,6 +85,8 @@ pub(super) struct Space {
     pub(super) groups: Vec<Group>,
     /// Blocks claimed so far.
     pub(super) claimed: u64,
+    /// Blocks that files asked for, each as often as it was.
+    asked: u64,
     /// Blocks that the bitmaps say are in use, for progress.
     pub(super) expected: u64,
 }
@@ -88,7 +94,7 @@ pub(super) struct Space {
 impl Space {
     /// Nothing known yet.
     pub(super) fn new(sb: &Superblock) -> Self {
-        Self { groups: (0..sb.ag_count).map(|n| Group::new(sb, n)).collect(), claimed: 0, expected: 0 }
+        Self { groups: (0..sb.ag_count).map(|n| Group::new(sb, n)).collect(), claimed: 0, asked: 0, expected: 0 }
     }
 
     /// Whether an inode was seen at `block`; from now on it is.
@@ -230,6 +236,14 @@ impl Check<'_> {
     /// Claims `[start, start + len)` for `place`; `false` when one of them already has an owner. The range must lie inside
     /// the groups. Data and metadata must lie in segments of their type, and be marked in use.
     pub(super) fn claim(&mut self, start: BlockNo, len: u64, kind: SegmentType, place: &dyn Fn(&Self) -> Place) -> bool {
+        if kind == SegmentType::Data {
+            self.space.asked = self.space.asked.saturating_add(len);
+        }
+        if kind == SegmentType::Data && self.space.asked > self.sb.total_blocks.saturating_mul(ASKED_MOST) {
+            let text = format!("{len} blocks from {start} are not looked at: files have {ASKED_MOST} times as many blocks as there are");
+            self.found(Code::U01, place(self).at_block(start), text);
+            return false;
+        }
         let (mut at, mut alone) = (start, true);
         while at < start + len {
             let Some(n) = self.sb.ag_of(at) else { return false };

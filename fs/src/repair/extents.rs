@@ -10,7 +10,7 @@ use super::inodes::{edit, view};
 use super::records::{entries_of, set_node};
 use super::space::Claim;
 use super::{Body, Did, Repair, RepairError};
-use crate::check::Code;
+use crate::check::{ASKED_MOST, Code};
 use luna_format::inode::{BODY_AT, EXTENT_UNWRITTEN, Extent, INLINE_EXTENTS, Layout, MAX_SIZE, ROOT_ENTRIES};
 use luna_format::tree::{ENTRIES_AT, Entry, LEAF_EXTENTS, MAX_DEPTH, check};
 use luna_format::{BLOCK_U64, Block, BlockNo, Ino, Kind};
@@ -230,14 +230,16 @@ impl Repair<'_> {
 
     /// Whose the blocks of one extent are.
     fn extent(&mut self, ino: Ino, e: Extent, suspect: bool, broken: &mut bool, parts: &mut Vec<Part>) {
-        let (mut done, len) = (0, u64::from(e.len));
-        while done < len {
-            let at = e.physical + done;
-            let (n, claim) = self.space.claim_data(at, len - done);
-            let part = Extent { logical: e.logical + done, physical: at, len: n as u32, flags: e.flags };
-            done += n;
+        let hole = "that part of the file (it reads as zeroes)";
+        let Some(runs) = self.space.claim_run(e.physical, u64::from(e.len)) else {
+            *broken = true;
+            let text = format!("{} blocks are dropped: files have {ASKED_MOST} times as many blocks as there are", e.len);
+            self.did(Did::lost(Code::U01, self.place(ino).at_block(e.physical), text, hole));
+            return;
+        };
+        for (at, n, claim) in runs {
+            let part = Extent { logical: e.logical + (at - e.physical), physical: at, len: n as u32, flags: e.flags };
             let place = self.place(ino).at_block(at);
-            let hole = "that part of the file (it reads as zeroes)";
             let copy = match claim {
                 Claim::Mine => false,
                 Claim::Mixed => {

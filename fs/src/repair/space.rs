@@ -8,7 +8,7 @@
 
 use super::door::{Door, Judged};
 use super::{Did, RepairError};
-use crate::check::{Code, Place, bits};
+use crate::check::{ASKED_MOST, Code, Place, bits};
 use luna_format::ag::{self, AG_BITMAP_UNINIT, AgHeader, BITS_PER_BITMAP, SEGMENT_BLOCKS, SegmentType};
 use luna_format::superblock::Superblock;
 use luna_format::{BLOCK_U64, Block, BlockNo, HEADER_BYTES, Kind};
@@ -72,6 +72,8 @@ impl Group {
 pub(super) struct Space {
     sb: Superblock,
     groups: Vec<Group>,
+    /// Blocks that files asked for, each as often as it was.
+    asked: u64,
     /// Blocks of objects that were rebuilt elsewhere: free at the end.
     limbo: Vec<BlockNo>,
     /// Where the search for a free block of a kind goes on: group and segment.
@@ -87,7 +89,7 @@ impl Space {
         for n in 0..sb.ag_count {
             groups.push(read_group(door, sb, n)?);
         }
-        Ok(Self { sb: *sb, groups, limbo: Vec::new(), next: [(0, 0); 2], loose: false })
+        Ok(Self { sb: *sb, groups, asked: 0, limbo: Vec::new(), next: [(0, 0); 2], loose: false })
     }
 
     fn at(&mut self, block: BlockNo) -> Option<(&mut Group, u64)> {
@@ -122,8 +124,27 @@ impl Space {
         self.at(block).is_some_and(|(g, rel)| any(&g.inodes, rel, rel + 1))
     }
 
+    /// Claims a run of data: the parts of it that are alike, first block, length and what it is. `None` when files have asked for so
+    /// many more blocks than there are that nothing is looked at any more.
+    pub(super) fn claim_run(&mut self, block: BlockNo, len: u64) -> Option<Vec<(BlockNo, u64, Claim)>> {
+        self.asked = self.asked.saturating_add(len);
+        if self.asked > self.sb.total_blocks.saturating_mul(ASKED_MOST) {
+            return None;
+        }
+        let (mut runs, mut done): (Vec<(BlockNo, u64, Claim)>, u64) = (Vec::new(), 0);
+        while done < len {
+            let (n, claim) = self.claim_data(block + done, len - done);
+            match runs.last_mut() {
+                Some(last) if last.2 == claim => last.1 += n,
+                _ => runs.push((block + done, n, claim)),
+            }
+            done += n;
+        }
+        Some(runs)
+    }
+
     /// Looks at a run of data from `block` on, `len` at most: how long the first part of it is that is all alike, and what it is.
-    pub(super) fn claim_data(&mut self, block: BlockNo, len: u64) -> (u64, Claim) {
+    fn claim_data(&mut self, block: BlockNo, len: u64) -> (u64, Claim) {
         let Some((g, rel)) = self.at(block) else { return (1, Claim::Outside) };
         let to = (rel + len).min(g.blocks).min((rel / SEGMENT_BLOCKS + 1) * SEGMENT_BLOCKS);
         let (from, end) = g.segment(rel / SEGMENT_BLOCKS);
@@ -232,6 +253,7 @@ impl Space {
                 (n, s) = (n + 1, 0);
             }
             if self.loose {
+                self.next[which] = (self.groups.len(), 0);
                 return Ok(None);
             }
             (self.loose, self.next) = (true, [(0, 0); 2]);

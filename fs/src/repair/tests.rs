@@ -387,3 +387,32 @@ fn any_damage_ends_clean_or_refused() {
         }
     }
 }
+
+/// Time and lines grew with the volume's size times the number of extents: each one of some hundred blocks more said so for itself.
+#[test]
+fn files_that_have_far_more_blocks_than_there_are_end_soon() {
+    let kit = kit_of(1 << 30, 1);
+    let (root, cred) = (kit.sb().root_ino, Cred { umask: 0o022, ..Cred::default() });
+    let file = kit.vol.run(|tx| create(tx, root, b"greedy", 0o644, 0, &cred)).unwrap().ino;
+    kit.vol.checkpoint().unwrap();
+    kit.vol.journal.close().unwrap();
+    let w = Wrecker::new(kit.disk.clone(), 0).unwrap();
+    let (first, len, many) = (kit.sb().ag_start, kit.sb().total_blocks - kit.sb().ag_start - 1, 150);
+    w.edit(file, |b| {
+        for n in 0..many {
+            let e = Extent { logical: n * len, physical: first, len: len as u32, flags: 0 };
+            b.0[BODY_AT + n as usize * 24..][..24].copy_from_slice(zerocopy::IntoBytes::as_bytes(&e));
+        }
+        inodes::edit(b, |i| {
+            (i.layout, i.count, i.size, i.blocks) = (Layout::Extents as u8, many as u16, many * len * BLOCK_U64, many * len);
+        });
+    })
+    .unwrap();
+    let (mut left, options) = (Vec::new(), CheckOptions::default());
+    check::run(&*kit.disk, &options, &mut |f| left.push(f.to_string())).unwrap();
+    let passed_over = left.iter().filter(|f| f.contains("4 times as many blocks as there are")).count();
+    assert_eq!(passed_over, many as usize - 4, "{:#?}", left.iter().take(20).collect::<Vec<_>>());
+    let (out, done) = mend(&*kit.disk, Level::All);
+    assert!(out.refused.is_none() && done.len() < 400, "{:?}, {} lines", out.refused, done.len());
+    sound("a greedy file", &*kit.disk, &done);
+}
