@@ -242,7 +242,7 @@ fn sealed(body: &[u8], stamp: &Stamp) -> Block {
 
 /// Opens a block of the cluster area; `None` when it was never written since mkfs.
 fn opened(b: &Block, e: &Expect) -> Result<Option<Header>, CheckError> {
-    if b.0.iter().all(|x| *x == 0) {
+    if b.is_zero() {
         return Ok(None);
     }
     match open(b, e) {

@@ -205,7 +205,7 @@ impl Plan {
         disk.read_at(home.as_mut_slice().as_mut_bytes(), first * BLOCK_U64).map_err(self.lun("reading home blocks"))?;
         let version = |block: &BlockNo| {
             let home = home.get((block - first) as usize)?;
-            let empty = || home.0.iter().all(|b| *b == 0).then_some(0);
+            let empty = || home.is_zero().then_some(0);
             peek(home, &self.region.volume, *block).ok().map(|h| h.version).or_else(empty)
         };
         Ok(span.iter().map(version).collect())

@@ -237,6 +237,20 @@ fn open_and_close_keep_the_order_of_incarnations() {
     assert!(Journal::open(disk, [1; 16], REGION, 3, 8).is_err(), "the header names its volume");
 }
 
+/// A host that unmounts has closed its journal, and another one asks for its right to change metadata: it went down as withdrawn
+/// (simulator, seed 9 with freezes).
+#[test]
+fn what_was_closed_in_order_is_durable() {
+    let disk = memory();
+    let j = fresh(&disk, REGION);
+    let s = j.append(vec![image(HOME, 1)]).unwrap();
+    j.flush_to(s).unwrap();
+    j.retire(s);
+    j.close().unwrap();
+    j.flush_to(j.running()).unwrap();
+    assert!(matches!(j.append(vec![image(HOME, 2)]), Err(JournalError::Withdrawn { .. })));
+}
+
 #[test]
 fn an_image_must_name_its_home() {
     let disk = memory();

@@ -76,6 +76,8 @@ pub enum Broken {
     LeavesTheJournalDirty,
     /// Freed blocks are handed out before the transaction that freed them is durable.
     ReusesFreedBlocksAtOnce,
+    /// A freeze of the metadata freezes nothing.
+    FreezesInWordsOnly,
     /// Metadata goes home before its record is in the journal; crashes only.
     WritesHomeBeforeTheRecord,
     /// A record is written though the data that it makes reachable is not durable; crashes only.
@@ -84,7 +86,7 @@ pub enum Broken {
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::DropsEarlyLockMessages,
         Self::DeliversTwice,
         Self::WritesThroughAShutGate,
@@ -102,6 +104,7 @@ impl Broken {
         Self::LeavesTornBlocks,
         Self::LeavesTheJournalDirty,
         Self::ReusesFreedBlocksAtOnce,
+        Self::FreezesInWordsOnly,
         Self::WritesHomeBeforeTheRecord,
         Self::RecordsBeforeTheirData,
     ];
@@ -120,6 +123,9 @@ pub struct Setup {
     pub calm: bool,
     /// Files and the production file system, or locks only.
     pub files: bool,
+    /// Now and then a host freezes the metadata, and the production check looks at the LUN meanwhile; files only. An option, because it
+    /// changes what every seed means.
+    pub freezes: bool,
     /// Prints everything as it happens, for whoever has to read a seed.
     pub talk: bool,
     /// A rule to take away.
@@ -129,7 +135,7 @@ pub struct Setup {
 impl Setup {
     /// The usual run of a seed.
     pub fn of(seed: u64) -> Self {
-        Self { seed, hosts: 0, faults_ms: 40_000, calm: false, files: false, talk: false, broken: None }
+        Self { seed, hosts: 0, faults_ms: 40_000, calm: false, files: false, freezes: false, talk: false, broken: None }
     }
 
     /// A seed over ten hours as they are in a machine room on a bad day: a fault every six minutes, and the timing of the product.

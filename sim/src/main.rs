@@ -32,6 +32,9 @@ struct Args {
     /// A rule to take away (see `Broken`), to see it noticed: seeds that notice are counted.
     #[arg(long)]
     broken: Option<String>,
+    /// Files: hosts freeze the metadata now and then, and the check looks at the LUN meanwhile
+    #[arg(long)]
+    freezes: bool,
     /// Print everything as it happens.
     #[arg(long)]
     talk: bool,
@@ -93,7 +96,7 @@ fn world(args: &Args, first: u64, files: bool, name: &str) -> anyhow::Result<()>
             (false, false) => Setup::of(seed),
         };
         let faults_ms = if args.faults_ms == 0 { usual.faults_ms } else { args.faults_ms };
-        match run(&Setup { hosts: usize::from(hosts), faults_ms, talk: args.talk, broken, ..usual }) {
+        match run(&Setup { freezes: args.freezes, hosts: usize::from(hosts), faults_ms, talk: args.talk, broken, ..usual }) {
             Ok(r) => add(&mut sum, &r),
             Err(v) if broken.is_some() && !args.talk => {
                 noticed += 1;
@@ -160,6 +163,7 @@ fn add_files(a: Stats, b: Stats) -> Stats {
         crash_points: a.crash_points + b.crash_points,
         power_cuts: a.power_cuts + b.power_cuts,
         replays: a.replays + b.replays,
+        looks: a.looks + b.looks,
         requests: a.requests + b.requests,
         late_writes: a.late_writes + b.late_writes,
     }

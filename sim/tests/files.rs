@@ -28,6 +28,19 @@ fn random_lives() {
     assert!(operations > 100 * seeds && deaths > seeds && replays > seeds, "too quiet: {operations} {deaths} {replays}");
 }
 
+/// What the check of a mounted volume relies on, with every fault there is.
+#[test]
+fn frozen_metadata_stands_still_and_is_consistent() {
+    let seeds = std::env::var("LUNA_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(40);
+    let looks: u64 = (1..=seeds).map(|seed| hold(Setup { freezes: true, ..Setup::files(seed) }).files.looks).sum();
+    assert!(looks > 2 * seeds, "too quiet: {looks}");
+    let in_words = |seed| run(&Setup { freezes: true, broken: Some(Broken::FreezesInWordsOnly), ..Setup::files(seed) }).err();
+    assert!(
+        (1..50).any(|seed| in_words(seed).is_some_and(|what| what.to_string().contains("frozen"))),
+        "a freeze of nothing is not noticed"
+    );
+}
+
 #[test]
 fn a_seed_is_a_run_bit_for_bit() {
     for seed in [2, 5, 14] {

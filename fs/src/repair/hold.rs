@@ -92,18 +92,14 @@ fn whose(b: &Block, id: VolumeId, at: BlockNo) -> String {
 /// The LUN's.
 pub fn busy(disk: &dyn Disk, clock: &dyn Clock, times: Times, id: VolumeId) -> Result<Option<String>, LunError> {
     let (first, begun) = (read(disk, REPAIR_BEAT_BLOCK)?, clock.now_ms());
-    while !is_empty(&first) && clock.now_ms() < begun + times.dead {
+    while !first.is_zero() && clock.now_ms() < begun + times.dead {
         clock.sleep_ms(times.beat);
         let now = read(disk, REPAIR_BEAT_BLOCK)?;
         if now.0 != first.0 {
-            return Ok((!is_empty(&now)).then(|| whose(&now, id, REPAIR_BEAT_BLOCK)));
+            return Ok((!now.is_zero()).then(|| whose(&now, id, REPAIR_BEAT_BLOCK)));
         }
     }
     Ok(None)
-}
-
-fn is_empty(b: &Block) -> bool {
-    b.0.iter().all(|x| *x == 0)
 }
 
 impl<'a> Hold<'a> {

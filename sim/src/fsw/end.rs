@@ -11,9 +11,12 @@ use super::guest::{Call, Work};
 use super::medium::{Medium, Shared};
 use super::oracle::names::Op;
 use crate::world::{Event, Fallible, World};
+use luna_format::{Block, BlockNo};
 use luna_fs::check::{self, CheckOptions, Code};
 use luna_lun::{Disk, Durability, Geometry, Result};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A medium without a host in between.
 pub(crate) struct Plain<M>(pub(crate) M, pub(crate) u64);
@@ -32,6 +35,37 @@ impl Holds for Mutex<Medium> {
 impl Holds for Shared {
     fn with<T>(&self, f: impl FnOnce(&mut Medium) -> T) -> T {
         f(&mut self.lock())
+    }
+}
+
+impl super::Files {
+    /// The metadata stood still since `before` was on the LUN: the check finds nothing, whenever it looks at each block. As it does, it
+    /// looks at the journals first.
+    pub(crate) fn stood_still(&self, before: BTreeMap<BlockNo, Arc<Block>>) -> Fallible {
+        let mut seen = self.medium.lock().content();
+        let is_old = |block: &BlockNo| *block < self.sb.ag_start || block.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0;
+        seen.retain(|block, _| !is_old(block));
+        seen.extend(before.into_iter().filter(|(block, _)| is_old(block)));
+        let medium = Medium::of(seen, (self.sb.ag_start, super::VOLUME), 0..0);
+        let note = |code: Code| code.severity() == check::Severity::Note;
+        fsck(&Plain(Mutex::new(medium), super::SIZE), &note).map_err(|what| format!("frozen: {what}"))
+    }
+
+    /// The production check finds nothing on the LUN as it is.
+    fn check_now(&self) -> Fallible {
+        let disk = Plain(Arc::clone(&self.medium), super::SIZE);
+        fsck(&disk, &|code| [Code::C05, Code::C07].contains(&code))
+    }
+}
+
+fn fsck(disk: &dyn Disk, harmless: &dyn Fn(Code) -> bool) -> Fallible {
+    let mut findings = Vec::new();
+    let summary = check::run(disk, &CheckOptions::default(), &mut |x| findings.push(x)).map_err(|e| format!("fsck: {e}"))?;
+    findings.retain(|x| !harmless(x.code));
+    match findings.first() {
+        None if summary.is_clean() => Ok(()),
+        None => Err("fsck: the volume is not clean".into()),
+        Some(first) => Err(format!("fsck: {} findings, the first: {first}", findings.len())),
     }
 }
 
@@ -143,16 +177,7 @@ impl World {
         f.stats.cells = f.oracle.data.read;
         f.stats.lost = f.oracle.lost;
         f.stats.late_writes = f.medium.lock().late;
-        let disk = Plain(std::sync::Arc::clone(&f.medium), super::SIZE);
-        let mut findings = Vec::new();
-        let summary = check::run(&disk, &CheckOptions::default(), &mut |x| findings.push(x)).map_err(|e| format!("fsck: {e}"))?;
-        let harmless = [Code::C05, Code::C07];
-        findings.retain(|x| !harmless.contains(&x.code));
-        match findings.first() {
-            None if summary.is_clean() => Ok(()),
-            None => Err("fsck: the volume is not clean".into()),
-            Some(first) => Err(format!("fsck: {} findings, the first: {first}", findings.len())),
-        }
+        f.check_now()
     }
 
     /// What is for the file system side of a process.

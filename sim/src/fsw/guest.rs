@@ -23,6 +23,9 @@ use std::time::Duration;
 /// Pieces of work that one host has at once.
 const AT_ONCE: usize = 4;
 
+/// Of so many pieces of work one is a freeze, where there are freezes.
+const FREEZE_EACH: u64 = 40;
+
 /// A call of a session.
 #[derive(Clone, Debug)]
 pub(crate) enum Call {
@@ -41,6 +44,8 @@ pub(crate) enum Work {
     Name(Op),
     Session(Ino, i32, Vec<Call>),
     Sync,
+    /// The metadata stands still for so long.
+    Freeze(u64),
 }
 
 fn cells(rng: &mut Rng) -> (usize, usize) {
@@ -151,6 +156,7 @@ impl Place {
         match work {
             Work::Name(op) => drop(self.name(op)),
             Work::Session(ino, flags, calls) => self.session(ino, flags, &calls),
+            Work::Freeze(ms) => self.freeze(ms),
             Work::Sync => {
                 let id = self.id();
                 self.hear(Heard::SyncBegins(id));
@@ -164,6 +170,24 @@ impl Place {
                 }
             }
         }
+    }
+
+    fn freeze(&self, ms: u64) {
+        let really = self.broken != Some(Broken::FreezesInWordsOnly);
+        let frozen = match really.then(|| self.fs.volume.freeze()).transpose() {
+            Ok(frozen) => frozen,
+            // another guest of this host was first
+            Err(FsError::Invalid(_)) => return,
+            Err(e) => {
+                self.errno(&"freeze", &e);
+                return;
+            }
+        };
+        for (told, pause) in [(Heard::StandsStill, ms), (Heard::StoodStill, 1)] {
+            self.hear(told);
+            self.machine.sleep(Duration::from_millis(pause));
+        }
+        drop(frozen);
     }
 
     fn sync(&self, really: impl FnOnce() -> Result<(), FsError>) -> Result<(), FsError> {
@@ -350,7 +374,10 @@ impl World {
         let Some(known) = self.side(i).map(|s| s.known.clone()) else { return Ok(()) };
         dirs.retain(|d| known.contains(d));
         files.retain(|x| known.contains(x));
-        let work = choose(&mut self.rng, root, &dirs, &files);
+        let mut work = choose(&mut self.rng, root, &dirs, &files);
+        if self.setup.freezes && self.fs.as_ref().is_some_and(|f| f.stats.operations.is_multiple_of(FREEZE_EACH)) {
+            work = Work::Freeze(self.rng.u64(0..400));
+        }
         self.note(i, 7, format!("{work:?}").as_bytes());
         if let Some(s) = self.side(i) {
             s.begin_guest(Box::new(move || place.run(work)));

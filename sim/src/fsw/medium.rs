@@ -71,6 +71,11 @@ impl Medium {
         self.blocks
     }
 
+    /// A copy of it.
+    pub(crate) fn content(&self) -> BTreeMap<BlockNo, Arc<Block>> {
+        self.blocks.clone()
+    }
+
     pub(crate) fn block(&self, b: BlockNo) -> Block {
         self.blocks.get(&b).map_or_else(Block::zeroed, |x| Block::clone(x))
     }

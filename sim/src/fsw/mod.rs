@@ -71,6 +71,10 @@ pub(crate) enum Heard {
     SyncedAll(u64, u64),
     /// A replay read a journal: the newest batch it has.
     Found(Who, u64),
+    /// The metadata is frozen from now on.
+    StandsStill,
+    /// It was frozen until now.
+    StoodStill,
     /// For the router.
     Input(Box<In>),
     /// The walk at the end is over.
@@ -94,6 +98,8 @@ impl std::fmt::Debug for Heard {
             Self::Synced(s, id) => write!(f, "session {s}: fsync {id} ends"),
             Self::SyncedAll(id, seq) => write!(f, "sync {id} ends: batch {seq}"),
             Self::Found(who, last) => write!(f, "journal of {who:?} has batches up to {last}"),
+            Self::StandsStill => write!(f, "the metadata stands still"),
+            Self::StoodStill => write!(f, "the metadata stood still"),
             Self::Input(_) => write!(f, "something for the router"),
             Self::Walked => write!(f, "the walk is over"),
         }
@@ -118,6 +124,8 @@ pub(crate) struct Files {
     pub(crate) sessions: BTreeMap<u64, (Who, File)>,
     pub(crate) marks: BTreeMap<u64, u64>,
     pub(crate) walked: bool,
+    /// What was on the LUN when a host froze the metadata.
+    pub(crate) frozen: BTreeMap<Who, BTreeMap<BlockNo, Arc<Block>>>,
     pub(crate) stats: Stats,
 }
 
@@ -136,6 +144,8 @@ pub struct Stats {
     pub power_cuts: u64,
     /// Journals replayed.
     pub replays: u64,
+    /// Looks at frozen metadata.
+    pub looks: u64,
     /// Requests to the LUN.
     pub requests: u64,
     /// Writes that landed after their host had died.
@@ -180,6 +190,7 @@ impl Files {
             sessions: BTreeMap::new(),
             marks: BTreeMap::new(),
             walked: false,
+            frozen: BTreeMap::new(),
             stats: Stats::default(),
         };
         (files, Area::of(VOLUME, &sb))
@@ -215,6 +226,15 @@ impl World {
             Heard::Size(ino, size) => {
                 if let Some(generation) = f.oracle.names.generation(ino).filter(|_| member) {
                     return f.oracle.data.may_have_size((ino, generation), size);
+                }
+            }
+            Heard::StandsStill => drop(f.frozen.insert(who, f.medium.lock().content())),
+            Heard::StoodStill => {
+                let before = f.frozen.remove(&who).unwrap_or_default();
+                // a freeze goes with the right of the host that made it
+                if member {
+                    f.stats.looks += 1;
+                    return f.stood_still(before);
                 }
             }
             other => return self.fs_heard_data(who, member, other),

@@ -241,7 +241,7 @@ fn header_rows(block: &Block, volume: VolumeId, n: u64, wanted: Option<Kind>) ->
     row(&mut r, "block", n);
     let h = block.header();
     if h.magic != luna_format::MAGIC {
-        let zero = block.0.iter().all(|b| *b == 0);
+        let zero = block.is_zero();
         row(&mut r, "content", if zero { "all zero" } else { "no metadata block (file data, or damaged beyond recognition)" });
         return r;
     }
