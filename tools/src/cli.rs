@@ -139,7 +139,7 @@ pub struct FsckArgs {
     /// Check only, never write. On a mounted volume, if something is found, hosts change no metadata for up to 10 s while it looks again
     #[arg(short = 'n', conflicts_with_all = ["preen", "yes"])]
     pub no_write: bool,
-    /// Repair what loses nothing and takes no decision; else leave everything as it is
+    /// Repair what loses nothing and takes no decision; else leave everything as it is. While another host repairs, wait until it is done
     #[arg(short = 'p', visible_short_alias = 'a', conflicts_with = "yes")]
     pub preen: bool,
     /// Repair everything; what is lost by it is said
