@@ -68,7 +68,6 @@ fn make(shape: &Shape, path: &Path) -> anyhow::Result<()> {
     });
     let cred = Cred::default();
     let dir = |name: String| vol.run(|tx| op::mkdir(tx, vol.sb.root_ino, name.as_bytes(), 0o755, &cred)).map(|a| a.ino);
-    // the small ones first: to find room for metadata takes eight times as long when most groups are full of data
     for d in 0..shape.files.div_ceil(IN_ONE) {
         let parent = dir(format!("dir-{d}"))?;
         for n in 0..IN_ONE.min(shape.files - d * IN_ONE) {

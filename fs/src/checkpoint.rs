@@ -113,10 +113,7 @@ impl Volume {
         }
         let mut meta = self.meta.lock();
         for (start, ..) in ready {
-            meta.busy.remove(&start);
-            if let Some(ag) = self.sb.ag_of(start) {
-                meta.run_hint.remove(&ag);
-            }
+            crate::alloc::not_busy(&mut meta, &self.sb, start);
         }
         Ok(())
     }

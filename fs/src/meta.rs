@@ -4,6 +4,7 @@
 //! block passed `format::open`; a dirty block's newest image is in the journal's running or durable batch `last`, its
 //! oldest image that is not at home in batch `first`. Not here: I/O (see `volume`), meaning (see `tx` and the operations).
 
+use crate::alloc::Hints;
 use crate::names::{self, Class};
 use luna_dlm::Name;
 use luna_format::{Block, BlockNo, Kind};
@@ -45,16 +46,12 @@ pub struct Meta {
     dirty: BTreeSet<BlockNo>,
     /// Freed, not yet reusable, by first block.
     pub busy: BTreeMap<BlockNo, Busy>,
-    /// Free blocks (all, metadata segments) a group had when last seen; a hint, not a right.
-    pub free_hint: BTreeMap<u64, (u64, u64)>,
-    /// The group this host allocates from.
+    /// What is believed of the groups.
+    pub hints: Hints,
+    /// The group this host allocates from first.
     pub home_group: u64,
     /// Free segments (by first block, with their group) that this host filled with zeroes on the LUN and that nobody used since.
     pub zeroed: BTreeMap<BlockNo, u64>,
-    /// Groups whose lock another host took away: to be left to it while there are others. A hint.
-    pub lost: BTreeSet<u64>,
-    /// The longest free data run a group had when it was searched in vain. A hint.
-    pub run_hint: BTreeMap<u64, u64>,
     /// Where in a group the last search (data, metadata) ended. A hint.
     pub cursor: BTreeMap<u64, (u64, u64)>,
     /// Freed while dirty: the last image, and the batches of its oldest and newest unhomed one. It goes home like any other: the log
@@ -74,9 +71,9 @@ pub struct Meta {
 pub struct Fetching(u64);
 
 impl Meta {
-    /// An empty cache of a host that allocates from `home_group` first.
-    pub fn at_home(home_group: u64) -> Self {
-        Self { home_group, ..Self::default() }
+    /// An empty cache of a host that allocates from `home_group`, of so many, first.
+    pub fn at_home(home_group: u64, groups: u64) -> Self {
+        Self { home_group, hints: Hints::of(groups), ..Self::default() }
     }
 
     /// The cached block, if it is there.
@@ -120,6 +117,9 @@ impl Meta {
 
     fn put(&mut self, block: BlockNo, c: Cached) {
         self.by_lock.entry(c.lock).or_default().insert(block);
+        if c.kind == Kind::AgHeader {
+            self.hints.saw(&c.image, c.dirty.is_some());
+        }
         if c.dirty.is_some() {
             self.dirty.insert(block);
         }
@@ -211,7 +211,7 @@ impl Meta {
     pub fn forget(&mut self, lock: &Name) {
         if let Some((Class::Group, ag)) = names::split(lock) {
             self.zeroed.retain(|_, g| *g != ag);
-            self.lost.insert(ag);
+            self.hints.lost(ag);
         }
         for b in self.by_lock.remove(lock).into_iter().flatten() {
             self.drop_block(b);
@@ -251,7 +251,7 @@ mod tests {
     /// stress-ng: ten threads read the same blocks again and again, for ever.)
     #[test]
     fn a_block_that_went_can_be_read_again_while_others_are_being_read() {
-        let (mut meta, lock) = (Meta::at_home(0), names::group(2));
+        let (mut meta, lock) = (Meta::at_home(0, 0), names::group(2));
         let read = || Some((Arc::new(Block::zeroed()), Kind::AgBitmap, lock));
         let mut other = meta.fetch_begin();
         let first = meta.fetch_begin();

@@ -150,7 +150,7 @@ impl Volume {
             journal: p.journal,
             locks: p.locks,
             discard: p.discard,
-            meta: Mutex::new(Meta::at_home(u64::from(p.slot) * p.sb.ag_count / u64::from(p.sb.slots.max(1)))),
+            meta: Mutex::new(Meta::at_home(u64::from(p.slot) * p.sb.ag_count / u64::from(p.sb.slots.max(1)), p.sb.ag_count)),
             writeback: Mutex::new(()),
             zeroing: Mutex::new(()),
             freeze: Freeze::default(),
@@ -465,7 +465,7 @@ impl Volume {
         }
         let done = self.disk.write_zeroes(start * BLOCK_U64, len * BLOCK_U64).and_then(|()| self.disk.flush());
         let mut meta = self.meta.lock();
-        meta.busy.remove(&start);
+        crate::alloc::not_busy(&mut meta, &self.sb, start);
         if let Some(ag) = self.sb.ag_of(start).filter(|_| done.is_ok()) {
             meta.zeroed.insert(start, ag);
         }

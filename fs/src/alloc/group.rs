@@ -57,14 +57,9 @@ pub(super) fn check_header(sb: &Superblock, ag: u64, b: &Block) -> Result<AgHead
     Ok(h)
 }
 
-/// Free blocks (all, in metadata segments) of a group whose header is in the cache: this host has its lock, so they are exact.
-pub(super) fn cached_free(meta: &mut Meta, sb: &Superblock, ag: u64) -> Option<(u64, u64)> {
-    let c = meta.get(sb.ag_region(ag).0)?;
-    if c.kind != Kind::AgHeader {
-        return None;
-    }
-    let h = check_header(sb, ag, &c.image).ok()?;
-    Some((h.free, h.free_meta))
+/// Whether the header of a group is in the cache: then this host has its lock, and what it says is exact.
+pub(super) fn is_cached(meta: &mut Meta, sb: &Superblock, ag: u64) -> bool {
+    meta.get(sb.ag_region(ag).0).is_some_and(|c| c.kind == Kind::AgHeader && check_header(sb, ag, &c.image).is_ok())
 }
 
 /// The first range of freed, not yet reusable blocks that overlaps `[from, to)`: of earlier transactions and of this one.
@@ -106,7 +101,6 @@ impl Group {
         let sb = tx.sb;
         let f = header_fetch(sb, ag);
         let h = check_header(sb, ag, tx.read(f)?)?;
-        tx.meta.free_hint.insert(ag, (h.free, h.free_meta));
         Ok(Self { ag, start: f.block, h })
     }
 
@@ -170,7 +164,6 @@ impl Group {
         let block = tx.change(header_fetch(tx.sb, self.ag))?;
         let h = block.view_mut::<AgHeader>(HEADER_BYTES).ok_or_else(|| corrupt(self.start, "group header", 0))?;
         *h = self.h;
-        tx.meta.free_hint.insert(self.ag, (self.h.free, self.h.free_meta));
         Ok(())
     }
 

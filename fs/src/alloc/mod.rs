@@ -1,8 +1,8 @@
 //! The allocator: which blocks of the volume belong to nobody, and who gets them.
 //!
 //! Each group has one lock (EX) over its header and bitmaps. An operation takes from groups whose lock it already has, then
-//! from this host's home group, then from the next ones; hints (free counts, lost groups, run lengths) steer it and are never
-//! believed: whatever is taken is taken from the bitmap under the lock.
+//! from this host's home group, then from the next ones; hints (free counts, lost groups, searches in vain) steer it past groups
+//! that are full for what it wishes and are never believed: whatever is taken is taken from the bitmap under the lock.
 //!
 //! Invariants: data lies only in Data segments, metadata only in Meta segments, and a segment that became Meta stays it
 //! (R7); before, it was filled with zeroes, so no byte of a guest is ever believed to be metadata. A freed block is not
@@ -15,12 +15,14 @@ mod search;
 #[cfg(test)]
 mod tests;
 
-pub use hints::{Totals, refresh_hints, statfs};
+pub(crate) use hints::not_busy;
+pub use hints::{Hints, Totals, refresh_hints, statfs};
 
 use crate::error::{FsError, Step, Stop};
 use crate::meta::Meta;
 use crate::tx::Tx;
-use group::{Group, cached_free, corrupt};
+use group::{Group, corrupt, is_cached};
+use hints::Wish;
 use luna_format::ag::{self, SegmentType};
 use luna_format::superblock::Superblock;
 use luna_format::{BlockNo, Kind};
@@ -39,7 +41,7 @@ pub fn meta_block(tx: &mut Tx<'_>, near: BlockNo) -> Step<(BlockNo, u64)> {
     let home = tx.meta.home_group;
     let close = sb.ag_of(near);
     // the neighbour's group only when it costs no other host anything
-    let first = close.filter(|ag| *ag == home || cached_free(tx.meta, sb, *ag).is_some());
+    let first = close.filter(|ag| *ag == home || is_cached(tx.meta, sb, *ag));
     let take = |tx: &mut Tx<'_>, ag: u64| {
         let mut g = Group::load(tx, ag)?;
         if g.h.free == 0 {
@@ -47,15 +49,18 @@ pub fn meta_block(tx: &mut Tx<'_>, near: BlockNo) -> Step<(BlockNo, u64)> {
         }
         g.init_bitmaps(tx)?;
         let from = if close == Some(ag) { near - g.start } else { cursor(tx, ag).1 };
-        let Some(rel) = search::meta_in(tx, &mut g, from)? else { return Ok(None) };
+        let Some(rel) = search::meta_in(tx, &mut g, from)? else {
+            in_vain(tx, &g, None);
+            return Ok(None);
+        };
         g.take_meta(tx, rel)?;
         tx.meta.cursor.entry(ag).or_default().1 = rel;
         Ok(Some((g.start + rel, g.h.version_floor)))
     };
     let mut seen = BTreeSet::new();
-    match near_groups(tx, first, &mut seen, take)? {
+    match near_groups(tx, first, Wish::Meta, &mut seen, take)? {
         Some(found) => Ok(found),
-        None => match every_group(tx, &mut seen, |free, _| free > 0, take)? {
+        None => match every_group(tx, Wish::Meta, &mut seen, take)? {
             Some(found) => Ok(found),
             None => Err(full(tx)),
         },
@@ -89,23 +94,23 @@ pub fn data_with_room(tx: &mut Tx<'_>, goal: Option<BlockNo>, want: u64, min: u6
     }
     let min = min.max(1);
     let own = tx.own_groups();
-    let first = goal.and_then(|b| tx.sb.ag_of(b)).filter(|ag| own.contains(ag) || !tx.meta.lost.contains(ag));
+    let first = goal.and_then(|b| tx.sb.ag_of(b)).filter(|ag| own.contains(ag) || !tx.meta.hints.is_lost(*ag));
     let good = want.min(GOOD_RUN).max(min);
-    let asked = Asked { goal, want, room: room.max(want), least: good, final_try: false };
+    let asked = Asked { goal, want, room: room.max(want), least: good };
     let mut seen = BTreeSet::new();
-    if let Some(found) = near_groups(tx, first, &mut seen, |tx, ag| take_data(tx, ag, asked))? {
+    if let Some(found) = near_groups(tx, first, Wish::Data(good), &mut seen, |tx, ag| take_data(tx, ag, asked))? {
         return Ok(found);
     }
     if own.len() < MAX_HOPES
-        && let Some(found) = all_groups(tx, &mut seen, |free, meta| free - meta >= good, |tx, ag| take_data(tx, ag, asked))?
+        && let Some(found) = all_groups(tx, Wish::Data(good), &mut seen, |tx, ag| take_data(tx, ag, asked))?
     {
         return Ok(found);
     }
-    let asked = Asked { least: min, final_try: true, ..asked };
+    let asked = Asked { least: min, ..asked };
     let mut seen = BTreeSet::new();
-    match near_groups(tx, first, &mut seen, |tx, ag| take_data(tx, ag, asked))? {
+    match near_groups(tx, first, Wish::Data(min), &mut seen, |tx, ag| take_data(tx, ag, asked))? {
         Some(found) => Ok(found),
-        None => match every_group(tx, &mut seen, |free, meta| free - meta >= min, |tx, ag| take_data(tx, ag, asked))? {
+        None => match every_group(tx, Wish::Data(min), &mut seen, |tx, ag| take_data(tx, ag, asked))? {
             Some(found) => Ok(found),
             None => Err(full(tx)),
         },
@@ -119,15 +124,12 @@ struct Asked {
     want: u64,
     room: u64,
     least: u64,
-    /// Hints are not asked any more.
-    final_try: bool,
 }
 
 /// Takes data from one group; `None` when it has no run of `least` blocks.
 fn take_data(tx: &mut Tx<'_>, ag: u64, a: Asked) -> Step<Option<(BlockNo, u64)>> {
     let mut g = Group::load(tx, ag)?;
-    let hopeless = !a.final_try && tx.meta.run_hint.get(&ag).is_some_and(|run| *run < a.least);
-    if hopeless || g.h.free - g.h.free_meta < a.least {
+    if g.h.free - g.h.free_meta < a.least {
         return Ok(None);
     }
     g.init_bitmaps(tx)?;
@@ -141,7 +143,7 @@ fn take_data(tx: &mut Tx<'_>, ag: u64, a: Asked) -> Step<Option<(BlockNo, u64)>>
         let from = goal.unwrap_or_else(|| cursor(tx, ag).0);
         let (rel, len) = search::find_data(tx, &g, &view, from, a.room)?;
         if len < a.least {
-            tx.meta.run_hint.insert(ag, len);
+            in_vain(tx, &g, Some(len));
         }
         if len.min(a.want) > found.1 {
             found = (rel, len.min(a.want));
@@ -165,7 +167,6 @@ pub fn free_data(tx: &mut Tx<'_>, start: BlockNo, len: u64) -> Step<()> {
         let stop = end.min(first + blocks);
         let mut g = Group::load(tx, ag)?;
         g.give_data(tx, at - first, stop - at)?;
-        tx.meta.run_hint.remove(&ag);
         at = stop;
     }
     tx.note_freed(start, len, true);
@@ -185,22 +186,31 @@ fn cursor(tx: &Tx<'_>, ag: u64) -> (u64, u64) {
     tx.meta.cursor.get(&ag).copied().unwrap_or_default()
 }
 
+/// Notes that a search in the group was in vain, unless it saw changes of this transaction, which may come to nothing.
+fn in_vain(tx: &mut Tx<'_>, g: &Group, longest_run: Option<u64>) {
+    if !tx.staged.contains_key(&g.start) {
+        tx.meta.hints.in_vain(g.ag, longest_run);
+    }
+}
+
 /// Nothing was found anywhere: blocks that wait for the journal come back after a checkpoint, otherwise the volume is full.
 fn full(tx: &Tx<'_>) -> Stop {
     if tx.meta.busy.is_empty() { FsError::NoSpace.into() } else { Stop::Journal }
 }
 
-/// Tries `first`, then the groups this operation has, then the home group.
+/// Tries `first`, then the groups this operation has, then the home group, as far as they may have what is asked for.
 fn near_groups<T>(
     tx: &mut Tx<'_>,
     first: Option<u64>,
+    wish: Wish,
     seen: &mut BTreeSet<u64>,
     mut take: impl FnMut(&mut Tx<'_>, u64) -> Step<Option<T>>,
 ) -> Step<Option<T>> {
     let home = tx.meta.home_group;
-    let home = (home < tx.sb.ag_count && !tx.meta.lost.contains(&home)).then_some(home);
+    let home = (home < tx.sb.ag_count && !tx.meta.hints.is_lost(home)).then_some(home);
     for ag in first.into_iter().chain(tx.own_groups()).chain(home) {
-        if seen.insert(ag)
+        if tx.meta.hints.may_have(ag, wish)
+            && seen.insert(ag)
             && let Some(found) = take(tx, ag)?
         {
             return Ok(Some(found));
@@ -209,27 +219,22 @@ fn near_groups<T>(
     Ok(None)
 }
 
-/// Tries the groups that may have what is asked for, from the home group on; those that other hosts use come last. The one
-/// that has it becomes the home group.
+/// Tries the groups that may have what is asked for, from the home group on; those that other hosts use come last.
 fn all_groups<T>(
     tx: &mut Tx<'_>,
+    wish: Wish,
     seen: &mut BTreeSet<u64>,
-    enough: impl Fn(u64, u64) -> bool,
     mut take: impl FnMut(&mut Tx<'_>, u64) -> Step<Option<T>>,
 ) -> Step<Option<T>> {
-    let (sb, home) = (tx.sb, tx.meta.home_group);
+    let count = tx.sb.ag_count;
+    let home = tx.meta.home_group.min(count);
     for lost in [false, true] {
-        for ag in (0..sb.ag_count).map(|n| (home + n) % sb.ag_count) {
-            if seen.contains(&ag) || tx.meta.lost.contains(&ag) != lost {
-                continue;
-            }
-            let known = cached_free(tx.meta, sb, ag).or_else(|| tx.meta.free_hint.get(&ag).copied());
-            if known.is_some_and(|(free, meta)| meta > free || !enough(free, meta)) {
-                continue;
-            }
-            seen.insert(ag);
-            if let Some(found) = take(tx, ag)? {
-                tx.meta.home_group = ag;
+        for ag in (home..count).chain(0..home) {
+            if tx.meta.hints.may_have(ag, wish)
+                && tx.meta.hints.is_lost(ag) == lost
+                && seen.insert(ag)
+                && let Some(found) = take(tx, ag)?
+            {
                 return Ok(Some(found));
             }
         }
@@ -240,21 +245,19 @@ fn all_groups<T>(
 /// The same, and then those whose hint says no, unless this host has their lock and knows it.
 fn every_group<T>(
     tx: &mut Tx<'_>,
+    wish: Wish,
     seen: &mut BTreeSet<u64>,
-    enough: impl Fn(u64, u64) -> bool,
     mut take: impl FnMut(&mut Tx<'_>, u64) -> Step<Option<T>>,
 ) -> Step<Option<T>> {
-    if let Some(found) = all_groups(tx, seen, &enough, &mut take)? {
+    if let Some(found) = all_groups(tx, wish, seen, &mut take)? {
         return Ok(Some(found));
     }
     let sb = tx.sb;
     for ag in 0..sb.ag_count {
-        if seen.contains(&ag) || cached_free(tx.meta, sb, ag).is_some_and(|(free, meta)| !enough(free, meta)) {
-            continue;
-        }
-        seen.insert(ag);
-        if let Some(found) = take(tx, ag)? {
-            tx.meta.home_group = ag;
+        if !hints::rules_out(tx.meta, sb, ag, wish)
+            && seen.insert(ag)
+            && let Some(found) = take(tx, ag)?
+        {
             return Ok(Some(found));
         }
     }

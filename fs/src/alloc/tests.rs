@@ -4,6 +4,7 @@ use super::*;
 use crate::error::Fetch;
 use crate::names;
 use crate::testkit::{Kit, VOLUME, audit, kit, kit_of, mount};
+use luna_format::ag::SEGMENT_BLOCKS;
 use luna_format::{BLOCK_U64, Block, Expect, HEADER_BYTES};
 use luna_lun::{Disk, Durability};
 use std::collections::BTreeMap;
@@ -395,5 +396,179 @@ fn damaged_groups_are_errors_not_panics() {
         let _ = kit.vol.run(|tx| data(tx, Some(start + len), 5000, 1));
         let _ = drop_meta(&kit, block);
         let _ = make(&kit, block, 3);
+    }
+}
+
+/// Takes all of a group but `metas` metadata blocks.
+fn fill(kit: &Kit, ag: u64, metas: u64) {
+    let more = |tx: &mut Tx<'_>| {
+        let mut g = Group::load(tx, ag)?;
+        g.init_bitmaps(tx)?;
+        let view = search::DataView::new(tx, &g)?;
+        let (rel, len) = search::find_data(tx, &g, &view, 0, u64::MAX)?;
+        if len > 0 {
+            g.take_data(tx, rel, len)?;
+        } else if g.h.free > metas
+            && let Some(rel) = search::meta_in(tx, &mut g, 0)?
+        {
+            g.take_meta(tx, rel)?;
+        }
+        Ok(g.h.free > metas)
+    };
+    while kit.vol.run(more).unwrap() {}
+}
+
+/// Frees every other block of a full group, `n` blocks in all: much space, no run.
+fn thin_out(kit: &Kit, ag: u64, n: u64) {
+    let start = kit.sb().ag_region(ag).0 + SEGMENT_BLOCKS;
+    kit.vol.run(|tx| (0..n).try_for_each(|i| free_data(tx, start + 2 * i, 1))).unwrap();
+    kit.vol.checkpoint().unwrap();
+}
+
+/// Frees `n` data segments of a full group from segment `first` on. (While it has few free metadata blocks, one is kept for those.)
+fn free_segments(kit: &Kit, ag: u64, first: u64, n: u64) {
+    let start = kit.sb().ag_region(ag).0 + first * SEGMENT_BLOCKS;
+    kit.vol.run(|tx| free_data(tx, start, n * SEGMENT_BLOCKS)).unwrap();
+    kit.vol.checkpoint().unwrap();
+}
+
+/// Lets another host work on a group that this one knows.
+fn elsewhere(kit: &Kit, slot: u16, ag: u64, work: impl FnOnce(&Kit)) {
+    kit.vol.write_back(&names::group(ag)).unwrap();
+    kit.vol.forget(&names::group(ag));
+    let other = mount(kit.disk.clone(), slot, 1);
+    work(&other);
+    other.vol.checkpoint().unwrap();
+}
+
+/// The group that `f` took from, and how often it ran again.
+fn restarts(kit: &Kit, f: impl FnOnce() -> BlockNo) -> (u64, u64) {
+    let count = || kit.vol.restarts.load(std::sync::atomic::Ordering::Relaxed);
+    let before = count();
+    let block = f();
+    (kit.sb().ag_of(block).unwrap(), count() - before)
+}
+
+/// Each look at a group whose lock the operation does not have makes it run again.
+#[test]
+fn groups_that_are_full_for_the_wish_are_passed_by() {
+    let kit = kit_of(16 << 30, 4);
+    let last = kit.sb().ag_count - 1;
+    assert!(last >= 14);
+    for ag in 0..last {
+        fill(&kit, ag, 0);
+        thin_out(&kit, ag, 2500);
+    }
+    let root = kit.sb().root_ino;
+    let meta = |kit: &Kit| restarts(kit, || make(kit, root, 1).unwrap());
+    let run = |kit: &Kit| restarts(kit, || kit.vol.run(|tx| data(tx, None, 2048, 1)).unwrap().0);
+    let (group, n) = meta(&kit);
+    assert!(group == last && n <= 5, "{group} {n}: group, inode, header, bitmaps, zeroes");
+    let (group, n) = meta(&kit);
+    assert!(group == last && n <= 2, "{group} {n}: group, inode");
+    // runs are known when they were looked for, some groups at a time
+    while run(&kit).0 != last {}
+    let (group, n) = run(&kit);
+    assert!(group == last && n <= 1, "{group} {n}: group");
+
+    // a host that comes new knows from the headers where there is room for metadata
+    let kit = kit.remount();
+    refresh_hints(&kit.vol);
+    let (group, n) = meta(&kit);
+    assert!(group == last && n <= 5, "{group} {n}");
+    // and one that looked for runs does not look again where nothing changed, not even after it lost the lock
+    while run(&kit).0 != last {}
+    kit.vol.checkpoint().unwrap();
+    (0..=last).for_each(|ag| kit.vol.forget(&names::group(ag)));
+    refresh_hints(&kit.vol);
+    let (group, n) = run(&kit);
+    assert!(group == last && n <= 3, "{group} {n}: group, header, bitmaps");
+}
+
+#[test]
+fn space_that_this_host_frees_is_found_again() {
+    let kit = kit_of(8 << 30, 4);
+    let (last, root) = (kit.sb().ag_count - 1, kit.sb().root_ino);
+    for ag in 0..last {
+        fill(&kit, ag, 0);
+        thin_out(&kit, ag, 2500);
+    }
+    let group = |block: BlockNo| kit.sb().ag_of(block).unwrap();
+    let run = || kit.vol.run(|tx| data(tx, None, 2048, 1)).unwrap();
+    assert_eq!(group(make(&kit, root, 1).unwrap()), last);
+    while group(run().0) != last {}
+    free_segments(&kit, 3, 300, 9);
+    let (found, len) = run();
+    assert_eq!((group(found), len), (3, 2048));
+    assert_eq!(group(make(&kit, root, 1).unwrap()), 3);
+
+    // what is being filled with zeroes is in use only for that time
+    fill(&kit, 3, 0);
+    free_segments(&kit, 3, 500, 1);
+    let start = kit.sb().ag_region(3).0 + 500 * SEGMENT_BLOCKS;
+    let busy = crate::meta::Busy { len: SEGMENT_BLOCKS, sequence: u64::MAX, trim: false };
+    kit.vol.meta.lock().busy.insert(start, busy);
+    assert_eq!(group(make(&kit, root, 1).unwrap()), last);
+    not_busy(&mut kit.vol.meta.lock(), kit.sb(), start);
+    assert_eq!(group(make(&kit, root, 1).unwrap()), 3);
+}
+
+#[test]
+fn no_space_is_said_only_when_every_group_is_full() {
+    let kit = kit_of(8 << 30, 4);
+    let (count, root) = (kit.sb().ag_count, kit.sb().root_ino);
+    (0..count).for_each(|ag| fill(&kit, ag, 0));
+    kit.vol.checkpoint().unwrap();
+    let no_space = || {
+        let run = kit.vol.run(|tx| data(tx, None, 10, 1));
+        matches!(make(&kit, root, 1), Err(FsError::NoSpace)) && matches!(run, Err(FsError::NoSpace))
+    };
+    assert!(no_space());
+    // no hint says that another host freed something
+    elsewhere(&kit, 1, 5, |other| free_segments(other, 5, 500, 1));
+    assert_eq!(kit.sb().ag_of(make(&kit, root, 1).unwrap()), Some(5));
+    fill(&kit, 5, 0);
+    kit.vol.checkpoint().unwrap();
+    assert!(no_space());
+    elsewhere(&kit, 2, 4, |other| free_segments(other, 4, 500, 2));
+    assert_eq!(kit.sb().ag_of(kit.vol.run(|tx| data(tx, None, 10, 1)).unwrap().0), Some(4));
+}
+
+#[test]
+fn space_that_another_host_freed_is_found_again() {
+    let kit = kit_of(8 << 30, 4);
+    (0..kit.sb().ag_count).for_each(|ag| fill(&kit, ag, 0));
+    thin_out(&kit, 1, 2500);
+    thin_out(&kit, 2, 2500);
+    let run = || kit.vol.run(|tx| data(tx, None, 2048, 1)).map(|(start, len)| (kit.sb().ag_of(start).unwrap(), len)).unwrap();
+    assert_eq!(run(), (1, 1));
+    // the header is read again when the lock comes back
+    elsewhere(&kit, 1, 2, |other| free_segments(other, 2, 300, 20));
+    assert_eq!(run(), (1, 1), "not known yet");
+    kit.vol.run(|tx| Group::load(tx, 2).map(drop)).unwrap();
+    assert_eq!(run(), (2, 2048));
+    // or without it, now and then
+    assert_eq!(run(), (2, 2048));
+    fill(&kit, 2, 0);
+    assert_eq!(run(), (1, 1));
+    elsewhere(&kit, 2, 2, |other| free_segments(other, 2, 500, 20));
+    refresh_hints(&kit.vol);
+    assert_eq!(run(), (2, 2048));
+}
+
+#[test]
+fn a_search_that_came_to_nothing_leaves_no_hint() {
+    let kit = kit_of(8 << 30, 4);
+    fill(&kit, 0, 2);
+    thin_out(&kit, 0, 10);
+    let root = kit.sb().root_ino;
+    let cut_off = kit.vol.run(|tx| {
+        let groups = (0..3).map(|_| Ok(tx.sb.ag_of(meta_block(tx, root)?.0))).collect::<Step<Vec<_>>>()?;
+        assert_eq!(groups, [Some(0), Some(0), Some(1)]);
+        Err::<(), _>(FsError::WouldBlock.into())
+    });
+    assert!(matches!(cut_off, Err(FsError::WouldBlock)));
+    for group in [0, 0, 1] {
+        assert_eq!(kit.sb().ag_of(make(&kit, root, 1).unwrap()), Some(group));
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn make(tx: &mut Tx<'_>, parent: Ino, name: &[u8], mode: u32, cred: &
 /// Where a new directory goes: with its parent, unless that group is filling up; then to the next one that is not.
 fn spread(tx: &Tx<'_>, parent: Ino) -> Ino {
     let Some(home) = tx.sb.ag_of(parent) else { return parent };
-    let roomy = |ag: u64| tx.meta.free_hint.get(&ag).is_none_or(|(free, _)| *free > tx.sb.ag_region(ag).1 / 8);
+    let roomy = |ag: u64| tx.meta.hints.free(ag).is_none_or(|free| free > tx.sb.ag_region(ag).1 / 8);
     if roomy(home) {
         return parent;
     }
