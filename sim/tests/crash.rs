@@ -116,3 +116,9 @@ fn replays_that_look_at_no_version_are_noticed() {
 fn an_operation_on_what_died_with_its_maker_never_began() {
     case(2, 2, &[("Creat(\"bar\")", "None", false), ("Write(\"bar\", 512, 1000)", "File", false)]);
 }
+
+/// An fsync of what came back with its remover's death covers that, and not all that its host ever did (the judge believed so).
+#[test]
+fn an_fsync_of_what_came_back_covers_only_that() {
+    case(2, 2, &[("Truncate(\"foo\", 30000)", "Dir", true), ("Unlink(\"A/bar\")", "File", true)]);
+}

@@ -178,6 +178,8 @@ impl Recorder {
             None | Some(Ok(false)) => return Ok(()),
             Some(Err(_)) if self.run.died.is_some() => return Ok(()),
             Some(Err(e)) => return Err(Ended::Wrong(format!("{:?} after {:?} failed: {e}", s.sync, s.op))),
+            // it was removed, and is there again because its removal died with the other host: nothing was said about anything else
+            Some(Ok(true)) if object.is_none() && matches!(s.sync, Sync::File | Sync::Dir) => return Ok(()),
             Some(Ok(true)) => {}
         }
         let (host, alone) = (s.sync_host, self.run.died.is_some());
