@@ -1,12 +1,12 @@
 //! Freezing: the metadata of the whole volume stands still, on all hosts, while somebody looks at it past their caches.
 //!
-//! Every host that changes metadata has the right [`names::freeze`] in PR. It is cached like any right and costs the path of an
-//! operation one look at a flag. [`Volume::freeze`] takes it in EX: each host gives its PR back only when no change is under way and
+//! Every host that changes metadata has the right [`names::freeze`] in CW. It is cached like any right and costs the path of an
+//! operation one look at a flag. [`Volume::freeze`] takes it in EX: each host gives its CW back only when no change is under way and
 //! all that were made are in its journal on the LUN. So under EX the home blocks with all dirty journals laid over them are
 //! one state of the volume, and they stay that state: write-back moves blocks from a journal home and changes nothing. Data goes
 //! on: overwrites change no metadata. What waits is whatever changes names, sizes or allocation.
 //!
-//! On the host that freezes, EX covers PR, so the right alone would not stop its own operations; a second flag does. An operation
+//! On the host that freezes, EX covers CW, so the right alone would not stop its own operations; a second flag does. An operation
 //! that may not change anything gives back what it took, waits for the right (and does not keep it in use: the flag is what is looked
 //! at), and runs again; so readers of other hosts do not wait behind it. Only a thread that came with a right of its own (it makes a
 //! file longer, and has its inode) keeps that. No cycle: whoever waits for the right to change something has nothing that a freeze
@@ -23,6 +23,10 @@ use luna_dlm::{Hold, Mode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// The mode in which a host has the right to change metadata. One of the modes that a dead host may have changed something under: a freeze
+/// waits until it is recovered, for its journal may still grow (a request on its way) and goes home. (PR, as it was, is dropped when
+/// its holder dies.)
+pub(crate) const CHANGES: Mode = Mode::Cw;
 /// How long an operation waits before it looks again whether its own host still freezes the volume.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -75,7 +79,7 @@ impl Volume {
     /// Asks for the right to change metadata and waits for nothing: who may not wait tries again later.
     pub(crate) fn ask_to_thaw(&self) {
         if !self.freeze.freezing.load(Ordering::Acquire) {
-            self.locks.want(&names::freeze(), Mode::Pr, Box::new(drop));
+            self.locks.want(&names::freeze(), CHANGES, Box::new(drop));
         }
     }
 
@@ -88,7 +92,7 @@ impl Volume {
             self.sleep(PAUSE);
             return Ok(());
         }
-        self.locks.hold(&names::freeze(), Mode::Pr).map(drop).map_err(|e| FsError::Withdrawn(e.to_string()))
+        self.locks.hold(&names::freeze(), CHANGES).map(drop).map_err(|e| FsError::Withdrawn(e.to_string()))
     }
 
     /// The right is not here: from now on this host changes metadata only when it was granted.

@@ -9,6 +9,7 @@
 //! right does not allow is remembered here or in the kernel. Runs on the lock cache's workers, never on a FUSE thread.
 
 use crate::error::FsError;
+use crate::freeze::CHANGES;
 use crate::names::{self, Class};
 use crate::open::Node;
 use crate::pool::Pool;
@@ -48,7 +49,7 @@ impl Hooks for FsHooks {
     fn granted(&self, name: &Name, from: Mode, to: Mode, _value: &ValueBlock) {
         let Some(fs) = self.0.upgrade() else { return };
         match names::split(name) {
-            Some((Class::Freeze, _)) if to.covers(Mode::Pr) => fs.volume.move_on(),
+            Some((Class::Freeze, _)) if to.covers(CHANGES) => fs.volume.move_on(),
             Some((Class::Inode, ino)) if from == Mode::Nl => {
                 if let Some(node) = fs.nodes.find(ino) {
                     node.clear();
@@ -70,7 +71,7 @@ impl Fs {
                 }
                 Ok(None)
             }
-            Some((Class::Freeze, _)) if !to.covers(Mode::Pr) => self.volume.stand_still().map(|()| None),
+            Some((Class::Freeze, _)) if !to.covers(CHANGES) => self.volume.stand_still().map(|()| None),
             _ => Ok(None),
         }
     }

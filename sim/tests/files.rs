@@ -41,6 +41,13 @@ fn frozen_metadata_stands_still_and_is_consistent() {
     );
 }
 
+/// A host died with its record on the way, and a freeze was granted before it was recovered: the right to change metadata was held in a
+/// mode that is dropped when its holder dies.
+#[test]
+fn seed_5138_with_freezes_holds() {
+    hold(Setup { freezes: true, ..Setup::files(5138) });
+}
+
 #[test]
 fn a_seed_is_a_run_bit_for_bit() {
     for seed in [2, 5, 14] {

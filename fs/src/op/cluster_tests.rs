@@ -3,6 +3,7 @@
 
 use super::tests::{check, check_space_of};
 use super::*;
+use crate::freeze::CHANGES;
 use crate::mkfs::{self, MkfsOptions};
 use crate::orphan;
 use crate::volume::{Parts, Volume};
@@ -37,7 +38,7 @@ struct WriteBack(Arc<Volume>);
 impl Hooks for WriteBack {
     fn come_down(&self, name: &Name, from: Mode, to: Mode) -> Result<Option<ValueBlock>, String> {
         if *name == names::freeze() {
-            return if to.covers(Mode::Pr) { Ok(None) } else { self.0.stand_still().map(|()| None).map_err(|e| e.to_string()) };
+            return if to.covers(CHANGES) { Ok(None) } else { self.0.stand_still().map(|()| None).map_err(|e| e.to_string()) };
         }
         if from.writes() {
             self.0.write_back(name).map_err(|e| e.to_string())?;
@@ -48,7 +49,7 @@ impl Hooks for WriteBack {
         Ok(None)
     }
     fn granted(&self, name: &Name, _: Mode, to: Mode, _: &ValueBlock) {
-        if *name == names::freeze() && to.covers(Mode::Pr) {
+        if *name == names::freeze() && to.covers(CHANGES) {
             self.0.move_on();
         }
     }
