@@ -27,6 +27,7 @@ use std::time::Duration;
 /// waits until it is recovered, for its journal may still grow (a request on its way) and goes home. (PR, as it was, is dropped when
 /// its holder dies.)
 pub(crate) const CHANGES: Mode = Mode::Cw;
+
 /// How long an operation waits before it looks again whether its own host still freezes the volume.
 const PAUSE: Duration = Duration::from_millis(2);
 

@@ -13,6 +13,7 @@
 
 use crate::slots;
 use anyhow::{Context, Result, bail};
+use luna_format::VolumeId;
 use luna_format::cluster::{Beat, SLOT_EVICTED, SLOT_MEMBER, untext};
 use luna_fs::repair::hold::{self, Clock, Hold, HoldError, Times};
 use luna_fs::repair::{Did, exclusive};
@@ -43,9 +44,8 @@ impl Clock for Time {
 }
 
 /// Who repairs the volume right now.
-pub fn repairer(disk: &dyn Disk) -> Result<Option<String>> {
-    let (id, _) = luna_fs::mkfs::read_superblock(disk)?;
-    Ok(hold::busy(disk, &Time, Times::USUAL, id)?)
+pub fn repairer(disk: &dyn Disk, volume: VolumeId) -> Result<Option<String>> {
+    Ok(hold::busy(disk, &Time, Times::USUAL, volume)?)
 }
 
 /// Whether that is why there was no repair: somebody else was at it.
@@ -93,8 +93,11 @@ impl Drop for Done<'_> {
 /// Beats until the repair is done, and opens the gate for as long as each beat says. `None`: the volume is somebody else's.
 fn keep<'a>(mut hold: Hold<'a>, gate: &Gate, is_done: &AtomicBool) -> Option<Hold<'a>> {
     let mut worked = Instant::now();
-    while !is_done.load(Ordering::Acquire) {
+    loop {
         std::thread::park_timeout(Duration::from_millis(Times::USUAL.beat));
+        if is_done.load(Ordering::Acquire) {
+            return Some(hold);
+        }
         match hold.beat() {
             Ok(until) => {
                 gate.open_until(until);
@@ -111,7 +114,6 @@ fn keep<'a>(mut hold: Hold<'a>, gate: &Gate, is_done: &AtomicBool) -> Option<Hol
             Err(HoldError::Lun(_)) => {}
         }
     }
-    Some(hold)
 }
 
 type Beats = Vec<(u16, Beat)>;

@@ -67,7 +67,7 @@ pub fn in_use(disk: &dyn Disk, volume: VolumeId, sb: &Superblock) -> Result<Opti
     if !live.is_empty() {
         return Ok(Some(format!("mounted right now by {}", live.join(", "))));
     }
-    Ok(crate::exclusive::repairer(disk)?.map(|who| format!("being repaired right now by {who}")))
+    Ok(crate::exclusive::repairer(disk, volume)?.map(|who| format!("being repaired right now by {who}")))
 }
 
 /// A beat's state in a word.

@@ -14,13 +14,12 @@ use super::model::{Known, Story};
 use super::states::{self, Cut, Effort};
 use super::tape::{Door, Lun};
 use crate::Broken;
+use crate::fsw::end::{fsck, is_harmless_at_rest};
 use crate::fsw::mutant;
 use fastrand::Rng;
 use luna_format::ag::{self, SEGMENT_BLOCKS, SegmentType};
 use luna_format::superblock::Superblock;
 use luna_format::{BlockNo, Slot};
-use luna_fs::check::{self, CheckOptions, Code};
-use luna_lun::Disk;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -211,7 +210,7 @@ impl<'a> Judge<'a> {
         match self.checked.get(&key) {
             Some(found) => found.clone(),
             None => {
-                let found = fsck(image);
+                let found = fsck(&*ImageDisk::new(image), &is_harmless_at_rest);
                 self.checked.insert(key, found.clone());
                 found
             }
@@ -246,17 +245,4 @@ fn other_segments(image: &Image, sb: &Superblock) -> Vec<Range<BlockNo>> {
         }
     }
     all
-}
-
-/// The production check finds nothing.
-fn fsck(image: Image) -> Result<(), String> {
-    let disk = ImageDisk::new(image);
-    let mut findings = Vec::new();
-    let summary = check::run(&*disk as &dyn Disk, &CheckOptions::default(), &mut |x| findings.push(x)).map_err(|e| format!("fsck: {e}"))?;
-    findings.retain(|x| ![Code::C05, Code::C07].contains(&x.code));
-    match findings.first() {
-        None if summary.is_clean() => Ok(()),
-        None => Err("fsck: the volume is not clean".into()),
-        Some(first) => Err(format!("fsck: {} findings, the first: {first}", findings.len())),
-    }
 }

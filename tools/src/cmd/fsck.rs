@@ -62,7 +62,8 @@ fn check(args: &FsckArgs) -> Result<u8> {
             // hosts that boot at one time all get here: one repairs, the others wait for it
             Err(e) if args.preen && exclusive::is_busy(&e) => {
                 eprintln!("luna: {}; waiting until that is done", crate::one_line(&e));
-                while exclusive::repairer(disk)?.is_some() {
+                let (id, _) = luna_fs::mkfs::read_superblock(disk)?;
+                while exclusive::repairer(disk, id)?.is_some() {
                     std::thread::sleep(LOOK_AGAIN);
                 }
             }
